@@ -1,0 +1,301 @@
+"""One equal-area grid per region, cut into shards: the unit of distributed work. Pure, no I/O.
+
+Rows grow southwards and columns eastwards; ``shape`` is always ``(y, x)``. The projection is a
+Lambert azimuthal equal-area one centred on the region, so an area is a pixel count and a region may
+span UTM zones and the antimeridian. Its north is not true north away from the central meridian.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from pyproj import CRS, Transformer
+
+from catalog.errors import UsageError
+
+__all__ = ["LonLatBox", "RegionGrid", "Shard", "lonlat_boxes", "region_grid"]
+
+LonLatBox = tuple[float, float, float, float]
+"""West, south, east, north in degrees with west <= east; never crosses the antimeridian."""
+
+_CENTRE_STEP_DEG = 0.5
+# ^ the projection centre is rounded to this, so that small edits of the inventory keep the grid
+
+
+@dataclass(frozen=True, slots=True)
+class RegionGrid:
+    """The pixel grid of a region: an equal-area projection, snapped to whole shards."""
+
+    lat_0: float
+    """Latitude of the projection centre, degrees north."""
+    lon_0: float
+    """Longitude of the projection centre, degrees east."""
+    resolution_m: float
+    """Pixel edge in metres."""
+    shard_px: int
+    """Shard edge in pixels, a multiple of ``chunk_px``."""
+    chunk_px: int
+    """Chunk edge in pixels."""
+    left: float
+    """Western edge in grid metres, a multiple of the shard edge."""
+    top: float
+    """Northern edge in grid metres, a multiple of the shard edge."""
+    rows: int
+    """Number of shards from north to south."""
+    cols: int
+    """Number of shards from west to east."""
+
+    def __post_init__(self) -> None:
+        if self.resolution_m <= 0:
+            raise UsageError(f"resolution must be positive, found {self.resolution_m} m")
+        if self.chunk_px <= 0 or self.shard_px % self.chunk_px:
+            raise UsageError(
+                f"a shard must be a whole number of chunks, found shard {self.shard_px} px "
+                f"and chunk {self.chunk_px} px"
+            )
+
+    @property
+    def proj4(self) -> str:
+        """The projection as a PROJ string."""
+        return (
+            f"+proj=laea +lat_0={self.lat_0:g} +lon_0={self.lon_0:g} "
+            "+x_0=0 +y_0=0 +datum=WGS84 +units=m +no_defs"
+        )
+
+    @property
+    def crs(self) -> CRS:
+        """The equal-area coordinate reference system (metres)."""
+        return CRS.from_user_input(self.proj4)
+
+    @property
+    def wkt(self) -> str:
+        """The projection as WKT 2, as written into stores and files."""
+        return str(self.crs.to_wkt())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Pixels ``(y, x)``."""
+        return self.rows * self.shard_px, self.cols * self.shard_px
+
+    @property
+    def transform(self) -> Affine:
+        """From pixel ``(column, row)`` to grid metres; rows run south."""
+        return Affine(self.resolution_m, 0.0, self.left, 0.0, -self.resolution_m, self.top)
+
+    @property
+    def geobox(self) -> GeoBox:
+        """The whole grid as an odc-geo GeoBox."""
+        return GeoBox(self.shape, self.transform, self.proj4)
+
+    @property
+    def pixel_area_km2(self) -> float:
+        """Area of one pixel in km2; the same everywhere, the projection is equal-area."""
+        return self.resolution_m**2 / 1e6
+
+    def window_transform(self, row0: int, col0: int) -> Affine:
+        """Transform of a window whose upper-left pixel is ``(row0, col0)`` of the grid."""
+        return self.transform @ Affine.translation(col0, row0)
+
+    def shard(self, row: int, col: int) -> Shard:
+        """Shard in the given row and column, counted from the north-west.
+
+        Raises
+        ------
+        UsageError
+            Where there is no such shard.
+        """
+        if not (0 <= row < self.rows and 0 <= col < self.cols):
+            raise UsageError(
+                f"no shard in row {row}, column {col}: the grid has {self.rows} x {self.cols}"
+            )
+        return Shard(self, row, col)
+
+    def shards(self) -> Iterator[Shard]:
+        """All shards, row by row from the north-west."""
+        return (Shard(self, r, c) for r in range(self.rows) for c in range(self.cols))
+
+    def shards_near(self, geometries: Sequence[shapely.Geometry], margin_m: float) -> list[Shard]:
+        """Shards that come within ``margin_m`` of any geometry given in grid coordinates."""
+        tree = shapely.STRtree(list(geometries))
+        near = []
+        for shard in self.shards():
+            west, south, east, north = shard.bounds
+            if len(tree.query(shapely.box(west, south, east, north), "dwithin", margin_m)):
+                near.append(shard)
+        return near
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready description, the inverse of :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RegionGrid:
+        """Rebuild a grid from :meth:`to_dict`."""
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One aligned square of a region's grid, read, computed and written as a whole."""
+
+    grid: RegionGrid
+    row: int
+    col: int
+
+    @property
+    def id(self) -> str:
+        """Stable name within the region, for example ``r003c012``."""
+        return f"r{self.row:03d}c{self.col:03d}"
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Pixel slices ``(y, x)`` in the region's arrays."""
+        n = self.grid.shard_px
+        return (
+            slice(self.row * n, (self.row + 1) * n),
+            slice(self.col * n, (self.col + 1) * n),
+        )
+
+    def geobox(self, halo: int = 0) -> GeoBox:
+        """GeoBox of the shard, widened by ``halo`` pixels on every side."""
+        n = self.grid.shard_px
+        origin = self.grid.window_transform(self.row * n - halo, self.col * n - halo)
+        return GeoBox((n + 2 * halo, n + 2 * halo), origin, self.grid.proj4)
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top in grid metres."""
+        edge = self.grid.shard_px * self.grid.resolution_m
+        left = self.grid.left + self.col * edge
+        top = self.grid.top - self.row * edge
+        return left, top - edge, left + edge, top
+
+    @property
+    def lonlat_boxes(self) -> list[LonLatBox]:
+        """Boxes in degrees that cover the shard; two where it crosses the antimeridian."""
+        return lonlat_boxes(self.bounds, self.grid)
+
+
+@lru_cache(maxsize=64)
+def _to_lonlat(proj4: str) -> Transformer:
+    return Transformer.from_crs(proj4, 4326, always_xy=True)
+
+
+def lonlat_boxes(
+    bounds: tuple[float, float, float, float], grid: RegionGrid, *, points: int = 21
+) -> list[LonLatBox]:
+    """Cover a rectangle of the grid by boxes in degrees.
+
+    Parameters
+    ----------
+    bounds
+        Left, bottom, right, top in grid metres.
+    grid
+        The region's grid.
+    points
+        Points sampled along each edge; curved edges are covered with a small margin.
+
+    Returns
+    -------
+    list of LonLatBox
+        One box, or two where the rectangle crosses the antimeridian, or one over all longitudes
+        where it contains a pole.
+    """
+    left, bottom, right, top = bounds
+    xs, ys = np.linspace(left, right, points), np.linspace(bottom, top, points)
+    x = np.concatenate([xs, xs, np.full(points, left), np.full(points, right)])
+    y = np.concatenate([np.full(points, bottom), np.full(points, top), ys, ys])
+    lon, lat = _to_lonlat(grid.proj4).transform(x, y)
+    pad = 0.02 * max(float(lat.max() - lat.min()), 1e-4)
+    south, north = max(-90.0, float(lat.min()) - pad), min(90.0, float(lat.max()) + pad)
+    to_grid = Transformer.from_crs(4326, grid.proj4, always_xy=True)
+    for pole in (90.0, -90.0):
+        px, py = to_grid.transform(0.0, pole)
+        if left <= px <= right and bottom <= py <= top:
+            south, north = (south, 90.0) if pole > 0 else (-90.0, north)
+            return [(-180.0, south, 180.0, north)]
+    # Unwrap around the projection centre, so that a box over the antimeridian stays in one piece.
+    unwrapped = (np.asarray(lon) - grid.lon_0 + 180.0) % 360.0 - 180.0 + grid.lon_0
+    pad = 0.02 * max(float(unwrapped.max() - unwrapped.min()), 1e-4)
+    west, east = float(unwrapped.min()) - pad, float(unwrapped.max()) + pad
+    return [(w, south, e, north) for w, e in _split_at_antimeridian(west, east)]
+
+
+def _split_at_antimeridian(west: float, east: float) -> list[tuple[float, float]]:
+    if east - west >= 360.0:
+        return [(-180.0, 180.0)]
+    if west < -180.0:
+        return [(west + 360.0, 180.0), (-180.0, east)]
+    if east > 180.0:
+        return [(west, 180.0), (-180.0, east - 360.0)]
+    return [(west, east)]
+
+
+def region_grid(
+    lon: npt.ArrayLike,
+    lat: npt.ArrayLike,
+    *,
+    resolution_m: float = 10.0,
+    margin_m: float = 0.0,
+    shard_px: int = 2048,
+    chunk_px: int = 512,
+) -> RegionGrid:
+    """Make the grid that covers the given points.
+
+    Parameters
+    ----------
+    lon, lat
+        Vertices of everything to be mapped, degrees (EPSG:4326); any wrapping of longitude.
+    resolution_m
+        Pixel edge in metres.
+    margin_m
+        Added around the points before snapping outwards to whole shards.
+    shard_px, chunk_px
+        Edges of a shard and of a chunk in pixels.
+
+    Raises
+    ------
+    UsageError
+        Where there are no finite points, or they span more than a quarter of the globe.
+    """
+    lon, lat = np.asarray(lon, float).ravel(), np.asarray(lat, float).ravel()
+    finite = np.isfinite(lon) & np.isfinite(lat)
+    if not finite.any():
+        raise UsageError("the region has no finite coordinates")
+    lon, lat = np.radians(lon[finite]), np.radians(lat[finite])
+    # The centre is the middle of the extent in three dimensions: safe at poles and antimeridian.
+    xyz = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+    middle = (xyz.min(axis=1) + xyz.max(axis=1)) / 2
+    if np.linalg.norm(middle) < math.cos(math.radians(60)):
+        raise UsageError("the region spans too much of the globe for one grid: split it")
+    step = _CENTRE_STEP_DEG
+    lat_0 = round(math.degrees(math.atan2(middle[2], math.hypot(middle[0], middle[1]))) / step)
+    lon_0 = round(math.degrees(math.atan2(middle[1], middle[0])) / step)
+    draft = RegionGrid(lat_0 * step, lon_0 * step, resolution_m, shard_px, chunk_px, 0.0, 0.0, 1, 1)
+    to_grid = Transformer.from_crs(4326, draft.proj4, always_xy=True)
+    x, y = to_grid.transform(np.degrees(lon), np.degrees(lat))
+    edge = shard_px * resolution_m
+    left = math.floor((x.min() - margin_m) / edge)
+    right = math.ceil((x.max() + margin_m) / edge)
+    bottom = math.floor((y.min() - margin_m) / edge)
+    top = math.ceil((y.max() + margin_m) / edge)
+    return RegionGrid(
+        draft.lat_0,
+        draft.lon_0,
+        resolution_m,
+        shard_px,
+        chunk_px,
+        left * edge,
+        top * edge,
+        max(1, top - bottom),
+        max(1, right - left),
+    )
