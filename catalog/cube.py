@@ -22,7 +22,7 @@ from obstore.store import from_url
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, ObjectStore
 
-from catalog.errors import StoreError, UsageError
+from catalog.errors import SetAside, StoreError, UsageError
 from catalog.grid import RegionGrid, Shard
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "SAR_SCALE_DB",
     "TERRAIN_BANDS",
     "Layer",
+    "Outcome",
     "Workspace",
     "create_layer",
     "read_shard",
@@ -134,6 +135,18 @@ LAYERS: dict[str, Layer] = {
         "uint32", 0, attributes={"long_name": "bit i is set where member i was allowed to vote"}
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one unit of work left behind: the raw material of its receipt."""
+
+    outputs: dict[str, str]
+    """Name of each stored object or shard -> SHA-256 of its bytes."""
+    set_aside: tuple[SetAside, ...] = ()
+    """What was left out, and why; sorted."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """JSON-ready facts about the result, equal for equal inputs (no timings)."""
 
 
 class Workspace:

@@ -6,7 +6,9 @@ tables. Kinds are append-only: their meaning never changes.
 
 from __future__ import annotations
 
-__all__ = ["DataError", "EngineError", "SourceError", "StoreError", "UsageError"]
+from dataclasses import dataclass
+
+__all__ = ["DataError", "EngineError", "SetAside", "SourceError", "StoreError", "UsageError"]
 
 
 class EngineError(Exception):
@@ -57,3 +59,15 @@ class StoreError(EngineError):
     """The workspace cannot be written or is damaged: stop at once, mark nothing as done."""
 
     default_kind = "store"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SetAside:
+    """Something that was not used, and why: one line of the failure table."""
+
+    what: str
+    """Name of the scene, asset, glacier or field that was left out."""
+    kind: str
+    """Stable name of the fault, as in :class:`EngineError`."""
+    reason: str
+    """What was found, and what was expected."""
