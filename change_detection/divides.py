@@ -1,0 +1,216 @@
+"""Which glacier a pixel belongs to: the reference inventory's divides, carried to new ice.
+
+One law: owners depend on the reference outlines, the grid and the terrain only, never on a season,
+so ice keeps its glacier from one date to the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import shapely
+from rasterio.features import rasterize
+from scipy.ndimage import distance_transform_edt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from skimage.segmentation import watershed
+
+from catalog.errors import DataError
+from catalog.grid import RegionGrid
+
+__all__ = ["GlacierBatch", "assign_owners", "extend_owners", "glacier_batches", "reference_owners"]
+
+_PAD_PX = 2
+# ^ around the growth margin, so that no owned pixel lies on the edge of a window
+
+
+@dataclass(frozen=True, slots=True)
+class GlacierBatch:
+    """Glaciers whose outlines, widened by the growth margin, touch; and the window around them."""
+
+    id: str
+    """First characters of the SHA-256 of the glaciers' ids."""
+    ref_ids: tuple[str, ...]
+    """Sorted ids in the reference inventory."""
+    row0: int
+    """Upper row of the window in the region's arrays; may lie outside of them."""
+    col0: int
+    """Left column of the window in the region's arrays; may lie outside of them."""
+    height: int
+    """Rows of the window."""
+    width: int
+    """Columns of the window."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Pixels ``(y, x)`` of the window."""
+        return self.height, self.width
+
+
+def glacier_batches(
+    frame: gpd.GeoDataFrame, grid: RegionGrid, *, growth_m: float
+) -> list[GlacierBatch]:
+    """Group the glaciers that could meet, and cut a window for each group.
+
+    Parameters
+    ----------
+    frame
+        The reference inventory (``catalog.glaciers.ReferenceInventory.frame``).
+    grid
+        The region's grid.
+    growth_m
+        How far beyond its outline a glacier may have advanced, metres.
+
+    Returns
+    -------
+    list of GlacierBatch
+        Sorted by their first glacier; equal for any order of the rows of ``frame``.
+    """
+    frame = frame.sort_values("ref_id", kind="stable").reset_index(drop=True)
+    outlines = frame.geometry.to_crs(grid.proj4).to_numpy()
+    # Two widened outlines touch where the outlines come within twice the margin.
+    near = shapely.STRtree(outlines).query(outlines, "dwithin", 2 * growth_m)
+    links = coo_array((np.ones(near.shape[1], bool), tuple(near)), shape=(len(frame),) * 2)
+    count, component = connected_components(links, directed=False)
+    bounds = shapely.bounds(outlines)
+    ids = frame["ref_id"].to_numpy()
+    batches = []
+    for number in range(count):
+        members = np.flatnonzero(component == number)
+        batches.append(_batch(tuple(ids[members]), bounds[members], grid, growth_m))
+    return sorted(batches, key=lambda b: b.ref_ids)
+
+
+def _batch(
+    ref_ids: tuple[str, ...], bounds: npt.NDArray[np.float64], grid: RegionGrid, growth_m: float
+) -> GlacierBatch:
+    res = grid.resolution_m
+    west, south = bounds[:, :2].min(axis=0) - growth_m
+    east, north = bounds[:, 2:].max(axis=0) + growth_m
+    row0 = math.floor((grid.top - north) / res) - _PAD_PX
+    col0 = math.floor((west - grid.left) / res) - _PAD_PX
+    row1 = math.ceil((grid.top - south) / res) + _PAD_PX
+    col1 = math.ceil((east - grid.left) / res) + _PAD_PX
+    name = hashlib.sha256("\n".join(ref_ids).encode()).hexdigest()[:12]
+    return GlacierBatch(name, ref_ids, row0, col0, row1 - row0, col1 - col0)
+
+
+def reference_owners(
+    batch: GlacierBatch, frame: gpd.GeoDataFrame, grid: RegionGrid
+) -> npt.NDArray[np.int32]:
+    """Burn the reference outlines: a pixel belongs to the glacier that holds its centre.
+
+    Where two outlines overlap, the glacier whose id sorts first has the pixel.
+
+    Returns
+    -------
+    ``(y, x)`` int32
+        0 outside all outlines, i + 1 inside glacier ``batch.ref_ids[i]``.
+
+    Raises
+    ------
+    DataError
+        Where a glacier of the batch is not in ``frame``.
+    """
+    rows = frame[frame["ref_id"].isin(batch.ref_ids)].set_index("ref_id")
+    missing = sorted(set(batch.ref_ids) - set(rows.index))
+    if missing:
+        raise DataError(
+            f"glaciers {', '.join(missing[:3])} of batch {batch.id} are not in the reference "
+            "inventory: plan the batches again",
+            kind="unknown-glacier",
+        )
+    outlines = rows.loc[list(batch.ref_ids)].geometry.to_crs(grid.proj4)
+    burnt = [(g, i + 1) for i, g in enumerate(outlines)]
+    owners: npt.NDArray[np.int32] = rasterize(
+        burnt[::-1],
+        out_shape=batch.shape,
+        transform=grid.window_transform(batch.row0, batch.col0),
+        fill=0,
+        dtype="int32",
+    )
+    return owners
+
+
+def extend_owners(
+    inside: npt.NDArray[np.int32],
+    *,
+    resolution_m: float,
+    growth_m: float,
+    elevation: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.int32]:
+    """Give the pixels around the outlines to the glacier whose ice would flow there.
+
+    Ice spreads downhill: the inverted elevation is flooded from the outlines, so a pixel takes
+    the owner of the highest neighbour that has one. Seeded flooding fills every closed hollow
+    from its lowest rim, so pits of the elevation model need no treatment of their own.
+
+    Parameters
+    ----------
+    inside : ``(y, x)`` int32
+        Owners inside the outlines, see :func:`reference_owners`.
+    resolution_m
+        Pixel edge, metres.
+    growth_m
+        Pixels whose centres are at most this far from an inside pixel's centre get an owner.
+    elevation : ``(y, x)`` float, metres
+        NaN where unknown: there, and everywhere if None, the nearest outline decides.
+
+    Returns
+    -------
+    ``(y, x)`` int32
+        As ``inside``, widened.
+    """
+    core = inside > 0
+    if not core.any() or growth_m <= 0:
+        return inside.copy()
+    distance, nearest = distance_transform_edt(~core, sampling=resolution_m, return_indices=True)
+    ring = (distance <= growth_m) & ~core
+    owners = np.where(ring, inside[nearest[0], nearest[1]], inside)
+    if elevation is None or np.unique(owners[ring]).size < 2:
+        return owners.astype(np.int32)
+    known = np.isfinite(elevation)
+    flooded = watershed(
+        -np.where(known, elevation, 0.0).astype(np.float64),
+        markers=inside,
+        mask=core | (ring & known),
+        connectivity=2,
+    )
+    by_terrain = ring & (flooded > 0)
+    owners[by_terrain] = flooded[by_terrain]
+    return owners.astype(np.int32)
+
+
+def assign_owners(
+    batch: GlacierBatch,
+    frame: gpd.GeoDataFrame,
+    grid: RegionGrid,
+    *,
+    growth_m: float,
+    elevation: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.int32]:
+    """Owner of every pixel of a batch's window.
+
+    Parameters
+    ----------
+    batch, frame, grid
+        The window, the reference inventory and the region's grid.
+    growth_m
+        How far beyond the outlines pixels get an owner, metres.
+    elevation : ``(y, x)`` float or None
+        Elevation of the window in metres, see :func:`extend_owners`.
+
+    Returns
+    -------
+    ``(y, x)`` int32
+        0 none, i + 1 = glacier ``batch.ref_ids[i]``.
+    """
+    inside = reference_owners(batch, frame, grid)
+    return extend_owners(
+        inside, resolution_m=grid.resolution_m, growth_m=growth_m, elevation=elevation
+    )
