@@ -1,0 +1,351 @@
+"""Where units of work run: in this process, on Dask, or on Ray; each through the same door.
+
+An executor takes a ``make_task`` that builds the task once per worker, and jobs as small dicts; it
+yields small dicts as they finish. Whatever a driver starts ends with it, however it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psutil
+
+from catalog.errors import SourceError, UsageError
+from inventory_engine import __version__
+from inventory_engine.settings import DaskSettings, RaySettings, Workers, set_process_environment
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+__all__ = [
+    "DaskExecutor",
+    "Executor",
+    "RayExecutor",
+    "SerialExecutor",
+    "Stopped",
+    "die_with_parent",
+    "end_children",
+    "stop_on_signals",
+]
+
+Job = dict[str, Any]
+Task = Callable[[Job], Job]
+
+_GIB_PER_WORKER = 1.5
+_TRIES = 3
+# ^ a task that kills its worker is tried this often, then recorded
+
+
+class Stopped(BaseException):  # noqa: N818 - a request, not an error; nothing may swallow it
+    """The run was asked to stop by Ctrl-C or SIGTERM."""
+
+
+class Executor(Protocol):
+    """Runs one task on many jobs."""
+
+    def run(self, make_task: Callable[[], Task], jobs: list[Job]) -> Iterator[Job]:
+        """Yield the task's answer to each job, in the order they finish."""
+
+    def close(self) -> None:
+        """End everything that was started."""
+
+
+# --- life and death of processes -----------------------------------------------------------------
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when the thread that started it ends (Linux).
+
+    Meant to run between fork and exec, in a child that the main thread starts.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _driver() -> Job:
+    me = psutil.Process()
+    return {"host": socket.gethostname(), "pid": me.pid, "born": me.create_time()}
+
+
+_guarded: set[int] = set()
+
+
+def guard(driver: Job) -> None:
+    """End this worker process soon after its driver is gone, if both are on one machine."""
+    if driver["host"] != socket.gethostname() or driver["pid"] in (os.getpid(), *_guarded):
+        return
+    _guarded.add(driver["pid"])
+
+    def watch() -> None:
+        while True:
+            try:
+                alive = psutil.Process(driver["pid"]).create_time() == driver["born"]
+            except psutil.NoSuchProcess:
+                alive = False
+            if not alive:
+                os._exit(1)
+            time.sleep(0.25)
+
+    threading.Thread(target=watch, name="driver-guard", daemon=True).start()
+
+
+def end_children(*, grace_s: float = 2.0) -> None:
+    """End every process this one has started: first politely, then for certain."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.Error):
+            child.terminate()
+    _, alive = psutil.wait_procs(children, timeout=grace_s)
+    for child in alive:
+        with suppress(psutil.Error):
+            child.kill()
+
+
+def stop_on_signals() -> None:
+    """Turn the first Ctrl-C or SIGTERM into :class:`Stopped`; later ones change nothing."""
+
+    def stop(number: int, frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(signal.Signals(number).name)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+
+
+def worker_count(wanted: Workers) -> int:
+    """How many worker processes: as told, or as many as cores and memory allow."""
+    if wanted != "auto":
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    room = int(psutil.virtual_memory().total / 2**30 / _GIB_PER_WORKER)
+    return max(1, min(cores or 1, room))
+
+
+# --- in this process -----------------------------------------------------------------------------
+
+
+class SerialExecutor:
+    """One job after the other, here: for debugging and tests."""
+
+    def run(self, make_task: Callable[[], Task], jobs: list[Job]) -> Iterator[Job]:
+        """Yield each answer in the order of the jobs."""
+        if jobs:
+            task = make_task()
+            yield from map(task, jobs)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+# --- Dask ----------------------------------------------------------------------------------------
+
+_made: dict[str, Task] = {}
+
+
+def _on_worker(make_task: Callable[[], Task], token: str, driver: Job, job: Job) -> Job:
+    """Run one job in a Dask worker; the task is built once per worker."""
+    guard(driver)
+    if token not in _made:
+        _made.clear()
+        _made[token] = make_task()
+    return _made[token](job)
+
+
+def _worker_version() -> str:
+    return __version__
+
+
+class DaskExecutor:
+    """Jobs on a local cluster of processes, or on the scheduler at an address.
+
+    Parameters
+    ----------
+    settings
+        The ``compute.dask`` section.
+    """
+
+    def __init__(self, settings: DaskSettings) -> None:
+        self._settings = settings
+        self._cluster: Any = None
+        self._client: Client | None = None
+        self._folder: Path | None = None
+
+    def _connect(self) -> Client:
+        from distributed import Client, LocalCluster
+
+        set_process_environment()
+        if self._settings.address != "local":
+            return self._connect_outside()
+        self._folder = Path(tempfile.mkdtemp(prefix="gie-dask-"))
+        self._cluster = LocalCluster(
+            n_workers=worker_count(self._settings.workers),
+            threads_per_worker=self._settings.threads_per_worker,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            local_directory=str(self._folder),
+            silence_logs=50,
+        )
+        return Client(self._cluster)
+
+    def _connect_outside(self) -> Client:
+        from distributed import Client
+
+        address = self._settings.address
+        try:
+            client = Client(address, timeout=10)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise SourceError(
+                f"no Dask scheduler answers at {address}", kind="cluster-unreachable"
+            ) from error
+        found = set(client.run(_worker_version).values())
+        if found - {__version__}:
+            raise UsageError(
+                f"workers at {address} run engine {', '.join(sorted(found))}, this is {__version__}",
+                kind="version-skew",
+            )
+        return client
+
+    def run(self, make_task: Callable[[], Task], jobs: list[Job]) -> Iterator[Job]:
+        """Yield answers as they finish; a job whose worker died three times answers with that."""
+        from distributed import KilledWorker, as_completed
+
+        if not jobs:
+            return
+        self._client = self._client or self._connect()
+        client, token, driver = self._client, f"task-{time.monotonic_ns()}", _driver()
+        waiting = list(enumerate(jobs))[::-1]
+        known: dict[str, Job] = {}
+
+        def submit() -> Future:
+            number, job = waiting.pop()
+            future = client.submit(
+                _on_worker, make_task, token, driver, job, pure=False, key=f"{token}-{number}"
+            )
+            known[future.key] = job
+            return future
+
+        ahead = 4 * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        finished = as_completed([submit() for _ in range(min(ahead, len(waiting)))])
+        for future in finished:
+            job = known.pop(future.key)
+            try:
+                answer: Job = future.result()
+            except KilledWorker:
+                answer = worker_died(job)
+            future.release()
+            if waiting:
+                finished.add(submit())
+            yield answer
+
+    def close(self) -> None:
+        """End the workers and remove their folder."""
+        with suppress(OSError, TimeoutError):
+            if self._client is not None:
+                self._client.close(timeout=5)
+            if self._cluster is not None:
+                self._cluster.close(timeout=5)
+        self._client = self._cluster = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def worker_died(job: Job) -> Job:
+    """Answer for a job that ended its worker every time it was tried."""
+    return {
+        "key": job["key"],
+        "failed": {
+            "kind": "worker-killed",
+            "reason": f"its worker process died {_TRIES} times, perhaps for want of memory",
+        },
+    }
+
+
+# --- Ray -----------------------------------------------------------------------------------------
+
+
+class _Guarded:
+    """Builds a task that guards its own process first; travels to the workers."""
+
+    def __init__(self, make_task: Callable[[], Task], driver: Job) -> None:
+        self._make_task = make_task
+        self._driver = driver
+
+    def __call__(self) -> Task:
+        guard(self._driver)
+        return self._make_task()
+
+
+class RayExecutor:
+    """Jobs on Ray Data actors: a private local node, or the cluster at an address.
+
+    Parameters
+    ----------
+    settings
+        The ``compute.ray`` section.
+    """
+
+    def __init__(self, settings: RaySettings) -> None:
+        self._settings = settings
+        self._folder: Path | None = None
+        self._started = False
+
+    def _connect(self) -> None:
+        set_process_environment()
+        import ray
+
+        quiet = {"log_to_driver": False, "logging_level": "critical", "configure_logging": True}
+        if self._settings.address != "local":
+            try:
+                ray.init(address=self._settings.address, **quiet)
+            except (ConnectionError, ValueError) as error:
+                raise SourceError(
+                    f"no Ray cluster answers at {self._settings.address}",
+                    kind="cluster-unreachable",
+                ) from error
+        else:
+            self._folder = Path(tempfile.mkdtemp(prefix="gie-ray-"))
+            ray.init(
+                address="local",
+                num_cpus=worker_count(self._settings.workers),
+                include_dashboard=False,
+                object_store_memory=200 * 2**20,
+                # ^ only small dicts travel; the default takes a third of the memory
+                _temp_dir=str(self._folder),
+                **quiet,
+            )
+        self._started = True
+
+    def run(self, make_task: Callable[[], Task], jobs: list[Job]) -> Iterator[Job]:
+        """Yield answers as they finish."""
+        from model_serving.serving import run_on_ray
+
+        if not jobs:
+            return
+        if not self._started:
+            self._connect()
+        workers = min(worker_count(self._settings.workers), len(jobs))
+        yield from run_on_ray(_Guarded(make_task, _driver()), jobs, workers=workers)
+
+    def close(self) -> None:
+        """Leave or end the cluster and remove its folder."""
+        if self._started:
+            import ray
+
+            ray.shutdown()
+            self._started = False
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
