@@ -66,7 +66,7 @@ class GlacierSegConfig:
     @property
     def stride(self) -> int:
         """Height and width of an input must be multiples of this many pixels."""
-        return 2 ** len(self.widths)
+        return 1 << len(self.widths)
 
 
 class Involution(nn.Module):
@@ -129,21 +129,23 @@ class Mamba(nn.Module):
         )
         self.direct = nn.Parameter(torch.ones(inner))
         self.outwards = nn.Linear(inner, width, bias=False)
-        # Steps start log-uniform in [0.001, 0.1] (ibid., appendix): the bias is their inverse softplus.
+        # Steps start log-uniform in [0.001, 0.1] (ibid., appendix); the bias inverts the softplus.
         steps = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3))
         with torch.no_grad():
             nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
             self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
 
     def forward(self, x: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
-        """Mix ``(batch, token, channel)`` along the tokens; a token sees itself and earlier ones."""
+        """Mix ``(batch, token, channel)`` along the tokens; each sees itself and earlier ones."""
         u, gate = self.inwards(x).chunk(2, dim=-1)
         kernel = self.conv.weight
         taps = kernel.shape[-1]
         padded = functional.pad(u, (0, 0, taps - 1, 0))
         length = u.shape[1]
-        mixed = sum(padded[:, k : k + length] * kernel[:, 0, k] for k in range(taps))
-        u = functional.silu(mixed + self.conv.bias)
+        mixed = self.conv.bias + torch.zeros(())
+        for k in range(taps):
+            mixed = mixed + padded[:, k : k + length] * kernel[:, 0, k]
+        u = functional.silu(mixed)
         low, B, C = self.select(u).split([self.rank, self.state, self.state], dim=-1)
         delta = functional.softplus(self.step(low))
         y = selective_scan(
@@ -157,7 +159,13 @@ class Stage(nn.Module):
     """Halve the image, then one Mamba block and one MLP block with residuals."""
 
     def __init__(
-        self, inside: int, outside: int, *, embedding: Embedding, drop: float, config: GlacierSegConfig
+        self,
+        inside: int,
+        outside: int,
+        *,
+        embedding: Embedding,
+        drop: float,
+        config: GlacierSegConfig,
     ) -> None:
         super().__init__()
         self.embed = (Involution if embedding == "involution" else Convolution)(inside, outside)
@@ -172,7 +180,7 @@ class Stage(nn.Module):
         self.drop = drop
 
     def forward(self, x: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
-        """``(batch, inside, y, x)`` to ``(batch, outside, y / 2, x / 2)``; tokens run row by row."""
+        """``(batch, inside, y, x)`` to ``(batch, outside, y / 2, x / 2)``, scanned row by row."""
         x = self.embed(x)
         batch, channels, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)
@@ -260,8 +268,11 @@ class GlacierSeg(nn.Module):
             )
         features = []
         feature = x
-        for stage in self.stages:
-            feature = stage(feature, backend=backend)
-            features.append(feature)
+        # Normalisation and scan stay in the input's precision; autocast reaches the head only,
+        # which holds nine tenths of the arithmetic.
+        with torch.autocast(x.device.type, enabled=False):
+            for stage in self.stages:
+                feature = stage(feature, backend=backend)
+                features.append(feature)
         logits = self.head(features)
         return functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)

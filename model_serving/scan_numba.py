@@ -228,7 +228,5 @@ class NumbaScan(torch.autograd.Function):
         grad = grads[0].contiguous()
         du, ddelta = torch.empty_like(u), torch.empty_like(u)
         dA, dB, dC = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
-        _backward(
-            *(t.numpy() for t in (grad, u, delta, A, B, C, D, save, du, ddelta, dA, dB, dC))
-        )
+        _backward(*(t.numpy() for t in (grad, u, delta, A, B, C, D, save, du, ddelta, dA, dB, dC)))
         return du, ddelta, dA, dB, dC, (grad * u).sum(dim=(0, 1))

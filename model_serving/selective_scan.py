@@ -94,7 +94,7 @@ def selective_scan(
         )
     from model_serving.scan_numba import NumbaScan
 
-    result: torch.Tensor = NumbaScan.apply(u, delta, A, B, C, D)
+    result: torch.Tensor = NumbaScan.apply(u, delta, A, B, C, D)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -1,0 +1,215 @@
+"""Map one shard: read the cube, run every member that may vote, blend, write once.
+
+Deterministic: for a fixed number of torch threads equal inputs give equal bytes, whatever the
+order or the number of workers.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from catalog.cube import (
+    CLASSES,
+    NOT_SEEN,
+    Outcome,
+    Workspace,
+    create_layer,
+    read_shard,
+    write_shard,
+)
+from catalog.errors import UsageError
+from catalog.grid import RegionGrid, Shard
+from model_serving.ensemble import Ensemble, Member, bits
+from model_serving.features import Normalisation, raw_features
+from model_serving.folds import fold_map
+from model_serving.glacier_seg import GlacierSeg
+from model_serving.patches import WindowPlan
+from model_serving.selective_scan import available_backends
+
+__all__ = [
+    "ICE",
+    "MAP_HALO_PX",
+    "ShardMapper",
+    "create_map",
+    "map_features",
+    "map_shard",
+    "runtime_fingerprint",
+]
+
+Array = npt.NDArray[Any]
+
+MAP_HALO_PX = 32
+# ^ how far beyond a shard its windows look: the overlap in which neighbouring windows are blended
+ICE = (1, 2)
+# ^ classes that are glacier: clean and debris-covered ice
+_MIN_MEMBERS = 3
+# ^ fewer members than this have no meaningful spread
+_LAYERS = ("probability", "spread", "votes", "voters")
+
+
+def create_map(workspace: Workspace, season: str, grid: RegionGrid) -> None:
+    """Create the layers of ``map.zarr/<season>`` unless they are there."""
+    for layer in _LAYERS:
+        create_layer(workspace, f"map.zarr/{season}/{layer}", grid)
+
+
+def runtime_fingerprint(threads: int) -> dict[str, Any]:
+    """Describe what decides the bytes of a map besides its inputs: part of its fingerprint."""
+    return {
+        "device": "cpu",
+        "machine": platform.machine(),
+        "precision": "float32",
+        "scan": available_backends()[0],
+        "threads": threads,
+        "torch": torch.__version__,
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def map_features(
+    network: GlacierSeg, raw: Array, normalisation: Normalisation, *, plan: WindowPlan
+) -> Array:
+    """Class probabilities of a whole raster by blended windows.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    raw : ``(channel, y, x)`` float32
+        See :func:`model_serving.features.raw_features`.
+    normalisation
+        The member's own.
+    plan
+        Windows.
+
+    Returns
+    -------
+    ``(class, y, x)`` float32, summing to 1
+    """
+    height, width = raw.shape[-2:]
+    total = np.zeros((network.config.classes, height, width), np.float32)
+    weight_sum = np.zeros((height, width), np.float32)
+    weights = plan.weights()
+    for window in plan.windows(height, width):
+        part = raw[(slice(None), *window)]
+        if not np.isfinite(part[0]).any():
+            weight_sum[window] += weights
+            continue
+        x = torch.from_numpy(normalisation.apply(part)).unsqueeze(0)
+        with torch.inference_mode():
+            logits = network(x.contiguous(memory_format=torch.channels_last))
+            probability = logits.softmax(dim=1)[0].numpy()
+        total[(slice(None), *window)] += probability * weights
+        weight_sum[window] += weights
+    return np.asarray(total / weight_sum)
+
+
+class ShardMapper:
+    """Maps shards with one ensemble, holding the members in memory between shards.
+
+    Parameters
+    ----------
+    workspace
+        Holds the cube and receives the map.
+    ensemble
+        Who votes.
+    threads
+        Torch threads; part of the result's identity.
+    """
+
+    def __init__(self, workspace: Workspace, ensemble: Ensemble, *, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.workspace = workspace
+        self.ensemble = ensemble
+        self.plan = WindowPlan(ensemble.window_px, ensemble.window_px - 2 * MAP_HALO_PX)
+        self._networks: dict[str, GlacierSeg] = {}
+
+    def network(self, member: Member) -> GlacierSeg:
+        """The member's network, loaded once."""
+        if member.name not in self._networks:
+            self._networks[member.name] = self.ensemble.network(member)
+        return self._networks[member.name]
+
+    def read_features(self, season: str, shard: Shard, *, halo: int) -> tuple[Array, list[str]]:
+        """Raw features of a shard with a halo, and the groups of inputs that are present."""
+
+        def layer(name: str) -> Array | None:
+            if not self.workspace.has_array(name):
+                return None
+            return read_shard(self.workspace, name, shard, halo=halo)
+
+        optical = layer(f"cube.zarr/{season}/optical")
+        if optical is None:
+            raise UsageError(f"season {season} has no cube yet; run the cube stage first")
+        sar, terrain = layer(f"cube.zarr/{season}/sar"), layer("cube.zarr/terrain")
+        present = ["optical"]
+        if sar is not None and (sar > 0).any():
+            present.append("sar")
+        if terrain is not None and np.isfinite(terrain[1:]).any():
+            present.append("terrain")
+        return raw_features(optical, sar, terrain), present
+
+    def map(self, season: str, shard: Shard) -> Outcome:
+        """Map one shard and write its piece of ``map.zarr/<season>``."""
+        halo = MAP_HALO_PX
+        # Small shards are widened to one window, so that any shard size can be mapped.
+        halo += max(0, -(-(self.plan.window - shard.grid.shard_px - 2 * halo) // 2))
+        raw, present = self.read_features(season, shard, halo=halo)
+        inner = (..., slice(halo, -halo), slice(halo, -halo))
+        seen = np.isfinite(raw[0])[inner]
+        allowed = self.ensemble.may_vote(fold_map(shard, self.ensemble.regions)) & seen
+        votes = [np.zeros(seen.shape, bool)] * len(allowed)
+        mean = np.zeros((len(CLASSES), *seen.shape), np.float64)
+        first = np.zeros(seen.shape, np.float64)
+        second = np.zeros(seen.shape, np.float64)
+        for i, member in enumerate(self.ensemble.members):
+            if not allowed[i].any():
+                continue
+            network = self.network(member)
+            probability = map_features(network, raw, member.normalisation, plan=self.plan)[inner]
+            ice = probability[list(ICE)].sum(axis=0)
+            mean += np.where(allowed[i], probability, 0)
+            first += np.where(allowed[i], ice, 0)
+            second += np.where(allowed[i], ice.astype(np.float64) ** 2, 0)
+            votes[i] = allowed[i] & (ice >= 0.5)
+        count = allowed.sum(axis=0)
+        layers = {
+            "probability": _quantised(mean / np.maximum(count, 1), count > 0),
+            "spread": _quantised(
+                np.sqrt(
+                    np.maximum(second - first**2 / np.maximum(count, 1), 0)
+                    / np.maximum(count - 1, 1)
+                ),
+                count >= _MIN_MEMBERS,
+            ),
+            "votes": bits(votes),
+            "voters": bits(list(allowed)),
+        }
+        outputs = {}
+        for name, values in layers.items():
+            array = f"map.zarr/{season}/{name}"
+            outputs[f"{array}/{shard.id}"] = write_shard(self.workspace, array, shard, values)
+        facts = {
+            "inputs": present,
+            "seen_fraction": round(float(seen.mean()), 6),
+            "members": [m.name for i, m in enumerate(self.ensemble.members) if allowed[i].any()],
+        }
+        return Outcome(outputs, facts=facts)
+
+
+def map_shard(
+    workspace: Workspace, season: str, shard: Shard, ensemble: Ensemble, *, threads: int = 1
+) -> Outcome:
+    """Map one shard on its own; see :class:`ShardMapper` for many."""
+    return ShardMapper(workspace, ensemble, threads=threads).map(season, shard)
+
+
+def _quantised(values: Array, valid: Array) -> Array:
+    """Store values in [0, 1] as 0..254; :data:`NOT_SEEN` where not valid."""
+    stored = np.clip(np.rint(values * 254), 0, 254).astype(np.uint8)
+    return np.where(valid, stored, np.uint8(NOT_SEEN))
