@@ -121,7 +121,9 @@ class Mamba(nn.Module):
         inner, self.state = config.expand * width, config.state
         self.rank = math.ceil(width / 16)
         self.inwards = nn.Linear(width, 2 * inner, bias=False)
-        self.conv = nn.Conv1d(inner, inner, config.kernel, groups=inner)
+        # A depthwise causal convolution over the tokens, one row of taps a channel.
+        self.taps = nn.Parameter(torch.empty(inner, config.kernel))
+        self.taps_bias = nn.Parameter(torch.empty(inner))
         self.select = nn.Linear(inner, self.rank + 2 * config.state, bias=False)
         self.step = nn.Linear(self.rank, inner)
         self.log_rate = nn.Parameter(
@@ -132,19 +134,19 @@ class Mamba(nn.Module):
         # Steps start log-uniform in [0.001, 0.1] (ibid., appendix); the bias inverts the softplus.
         steps = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3))
         with torch.no_grad():
+            nn.init.uniform_(self.taps, -(config.kernel**-0.5), config.kernel**-0.5)
+            nn.init.uniform_(self.taps_bias, -(config.kernel**-0.5), config.kernel**-0.5)
             nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
             self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
 
     def forward(self, x: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
         """Mix ``(batch, token, channel)`` along the tokens; each sees itself and earlier ones."""
         u, gate = self.inwards(x).chunk(2, dim=-1)
-        kernel = self.conv.weight
-        taps = kernel.shape[-1]
-        padded = functional.pad(u, (0, 0, taps - 1, 0))
-        length = u.shape[1]
-        mixed = self.conv.bias + torch.zeros(())
-        for k in range(taps):
-            mixed = mixed + padded[:, k : k + length] * kernel[:, 0, k]
+        count, length = self.taps.shape[1], u.shape[1]
+        padded = functional.pad(u, (0, 0, count - 1, 0))
+        mixed: torch.Tensor = self.taps_bias
+        for k in range(count):
+            mixed = mixed + padded[:, k : k + length] * self.taps[:, k]
         u = functional.silu(mixed)
         low, B, C = self.select(u).split([self.rank, self.state, self.state], dim=-1)
         delta = functional.softplus(self.step(low))
