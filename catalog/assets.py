@@ -1,0 +1,400 @@
+"""The trust border: which rasters may be opened, with which settings, and what their faults mean.
+
+The one law: nothing is opened that the policy did not allow, and only as a GeoTIFF.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import urllib3
+
+from catalog.errors import DataError, SourceError, UsageError
+from catalog.sensors import BandSource
+
+_SKIPPED_DRIVERS = "VRT GTI STACIT STACTA WMS WCS WMTS HTTP PLMOSAIC EEDA EEDAI DERIVED"
+# ^ drivers that read other files or the network; GDAL heeds only the variable of the process, and
+#   only before it is first used, so this stands above the import of rasterio
+os.environ["GDAL_SKIP"] = " ".join(
+    dict.fromkeys([*os.environ.get("GDAL_SKIP", "").split(), *_SKIPPED_DRIVERS.split()])
+)
+
+import rasterio  # noqa: E402
+from affine import Affine  # noqa: E402
+from rasterio.crs import CRS  # noqa: E402
+from rasterio.errors import CRSError, RasterioError, RasterioIOError  # noqa: E402
+from rasterio.windows import Window  # noqa: E402
+
+__all__ = ["AssetPolicy", "OpenAssets", "gdal_env", "public_href", "retrying"]
+
+T = TypeVar("T")
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_MAX_PIXELS = 2_000_000_000
+_MAX_BLOCK_BYTES = 256 * 2**20
+# ^ a header can claim anything: GDAL allocates one block before it notices a lie
+_CONNECT_S, _READ_S = 5.0, 60.0
+_TRIES = 5
+
+
+def gdal_env() -> dict[str, str | int]:
+    """GDAL settings under which every raster is opened."""
+    return {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_PAM_ENABLED": "NO",
+        # ^ an .aux.xml beside a raster could change what its pixels mean
+        "GDAL_CACHEMAX": 64 * 2**20,
+        "GDAL_NUM_THREADS": "1",
+        "GDAL_HTTP_CONNECTTIMEOUT": str(int(_CONNECT_S)),
+        "GDAL_HTTP_TIMEOUT": str(int(_READ_S)),
+        "GDAL_HTTP_MAX_RETRY": "0",
+        # ^ GDAL does not retry a body that was cut half-way, so the retries are ours
+        "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+        "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",
+        # ^ a failed answer must not be remembered by the next try
+    }
+
+
+def public_href(href: str) -> str:
+    """Href as it may appear in logs and messages: no query string, no credentials."""
+    text = re.sub(r"^/vsicurl/", "", str(href))
+    text = re.split(r"[?#]", text, maxsplit=1)[0]
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", text)
+
+
+@dataclass(frozen=True, slots=True)
+class AssetPolicy:
+    """Which rasters may be opened."""
+
+    allowed: tuple[str, ...]
+    """Host names (``example.org``, ``*.example.org``, ``127.0.0.1:8080``) and local folders
+    (``/data``, ``./data``, ``~/data``)."""
+
+    def __post_init__(self) -> None:
+        for entry in self.allowed:
+            if not _is_folder(entry) and not re.fullmatch(r"(\*\.)?[A-Za-z0-9.-]+(:\d+)?", entry):
+                raise UsageError(
+                    f"{entry!r} is neither a host name nor a folder (a folder starts with '/', "
+                    "'.' or '~')"
+                )
+
+    def check(self, href: str) -> str:
+        """Path or URL under which GDAL may open an asset.
+
+        Raises
+        ------
+        DataError
+            ``href-refused``, before anything is contacted.
+        """
+        if not href or re.search(r"[\x00-\x1f\x7f]", href) or href != href.strip():
+            raise _refused(href, "it is empty or contains control characters")
+        if "://" in href and not re.fullmatch(r"[!-~]+", href):
+            raise _refused(href, "a URL has no spaces and only ASCII characters")
+        if href.startswith("s3://"):
+            bucket, _, key = href[5:].partition("/")
+            href = f"https://{bucket}.s3.amazonaws.com/{key}"
+        if "://" in href:
+            return self._check_url(href)
+        return self._check_path(href)
+
+    def _check_url(self, href: str) -> str:
+        try:
+            parts = urlsplit(href)
+            host, port = (parts.hostname or "").lower(), parts.port
+        except ValueError:
+            raise _refused(href, "it is not a URL") from None
+        if parts.username is not None or parts.password is not None or "@" in parts.netloc:
+            raise _refused(href, "it carries a user name")
+        loopback = host in _LOOPBACK
+        if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
+            raise _refused(href, f"scheme {parts.scheme!r} is not https")
+        if ".." in unquote(parts.path).split("/"):
+            raise _refused(href, "its path contains '..'")
+        default = 443 if parts.scheme == "https" else 80
+        if not any(_host_matches(entry, host, port or default) for entry in self.allowed):
+            raise _refused(href, f"host {parts.netloc!r} is not among the allowed ones")
+        return f"/vsicurl/{href}"
+
+    def _check_path(self, href: str) -> str:
+        path = Path(href)
+        if not path.is_absolute() or href.startswith("/vsi") or path.suffix.lower() == ".vrt":
+            raise _refused(href, "it is not the absolute path of a raster")
+        try:
+            real = path.resolve()
+            folders = [Path(e).expanduser().resolve() for e in self.allowed if _is_folder(e)]
+        except (OSError, RuntimeError) as error:
+            raise _refused(href, f"it cannot be resolved ({error})") from error
+        if not any(real.is_relative_to(folder) for folder in folders):
+            raise _refused(href, "it lies in none of the allowed folders")
+        return str(real)
+
+
+def _is_folder(entry: str) -> bool:
+    return entry.startswith(("/", "~", "."))
+
+
+def _host_matches(entry: str, host: str, port: int) -> bool:
+    if _is_folder(entry):
+        return False
+    name, _, wanted_port = entry.lower().partition(":")
+    if port != (int(wanted_port) if wanted_port else 443):
+        return False
+    if name.startswith("*."):
+        return host.endswith(name[1:]) and len(host) > len(name) - 1
+    return host == name
+
+
+def _refused(href: str, why: str) -> DataError:
+    return DataError(f"{public_href(href)[:300]!r} is not opened: {why}", kind="href-refused")
+
+
+def retrying(
+    work: Callable[[], T],
+    *,
+    before_retry: Callable[[], None] | None = None,
+    tries: int = _TRIES,
+    first_wait_s: float = 0.5,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Do something that may fail with a :class:`SourceError`, again after a growing pause.
+
+    Parameters
+    ----------
+    work
+        What to do.
+    before_retry
+        Called before each further try, for example to drop a handle.
+    tries
+        How often at most.
+    first_wait_s
+        Seconds before the second try; doubled each time, with jitter.
+    sleep
+        How to wait.
+
+    Raises
+    ------
+    SourceError
+        That of the last try.
+    """
+    jitter = random.SystemRandom()
+    for attempt in range(tries):
+        try:
+            return work()
+        except SourceError:
+            if attempt == tries - 1:
+                raise
+        sleep(first_wait_s * 2**attempt * jitter.uniform(0.5, 1.5))
+        if before_retry is not None:
+            before_retry()
+    raise UsageError(f"tries must be positive, found {tries}")
+
+
+class OpenAssets:
+    """The rasters one task has open. Not shared between threads; close it after use.
+
+    Parameters
+    ----------
+    policy
+        What may be opened.
+    sleep
+        How to wait between tries.
+    """
+
+    def __init__(self, policy: AssetPolicy, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._policy = policy
+        self._sleep = sleep
+        self._open: dict[str, Any] = {}
+        self._http = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S), retries=False
+        )
+        self._env = rasterio.Env(**gdal_env())
+
+    def __enter__(self) -> OpenAssets:
+        self._env.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for path in list(self._open):
+            self._drop(path)
+        self._http.clear()
+        self._env.__exit__(kind, error, trace)
+
+    def __dask_tokenize__(self) -> str:
+        return "catalog.assets.OpenAssets"
+
+    def dataset(self, band: BandSource) -> Any:
+        """Open a band, or find it open, and hold its header against what the item promises.
+
+        Returns
+        -------
+        rasterio.DatasetReader
+
+        Raises
+        ------
+        DataError
+            ``href-refused``, ``asset-missing``, ``not-a-geotiff``, ``raster-too-large`` or
+            ``geo-mismatch``.
+        SourceError
+            Where the source cannot be reached in five tries.
+        """
+        path = self._policy.check(band.href)
+        if path not in self._open:
+            self._open[path] = retrying(lambda: self._open_checked(path, band), sleep=self._sleep)
+        return self._open[path]
+
+    def read(self, band: BandSource, window: Window) -> npt.NDArray[Any]:
+        """Read a window of pixels in the asset's own grid.
+
+        Returns
+        -------
+        ``(y, x)`` array of the asset's dtype
+
+        Raises
+        ------
+        DataError
+            As :meth:`dataset`, and ``raster-truncated`` where pixels are missing or broken.
+        SourceError
+            Where the source cannot be reached in five tries.
+        """
+        path = self._policy.check(band.href)
+
+        def attempt() -> npt.NDArray[Any]:
+            try:
+                pixels: npt.NDArray[Any] = self.dataset(band).read(1, window=window)
+            except (RasterioError, MemoryError) as error:
+                self._drop(path)
+                raise self._read_fault(path, error) from None
+            return pixels
+
+        return retrying(attempt, before_retry=lambda: self._drop(path), sleep=self._sleep)
+
+    def _drop(self, path: str) -> None:
+        dataset = self._open.pop(path, None)
+        if dataset is not None:
+            dataset.close()
+
+    def _open_checked(self, path: str, band: BandSource) -> Any:
+        if path.startswith("/vsicurl/"):
+            self._probe(path.removeprefix("/vsicurl/"))
+        elif not Path(path).is_file():
+            raise DataError(f"{path} does not exist", kind="asset-missing")
+        try:
+            dataset = rasterio.open(path, driver="GTiff", sharing=False)
+        except RasterioIOError as error:
+            raise self._open_fault(path, error) from None
+        try:
+            _check_header(dataset, band)
+        except DataError:
+            dataset.close()
+            raise
+        return dataset
+
+    def _probe(self, url: str) -> None:
+        """Ask for the first byte: GDAL's own errors do not tell an absence from an outage."""
+        try:
+            answer = self._http.request(
+                "GET", url, headers={"Range": "bytes=0-0"}, redirect=False, preload_content=False
+            )
+            status = answer.status
+            answer.close()
+        except urllib3.exceptions.HTTPError as error:
+            raise SourceError(
+                f"{public_href(url)} cannot be reached: {type(error).__name__}"
+            ) from None
+        if 300 <= status < 400:
+            raise DataError(
+                f"{public_href(url)} is a redirect, which is not followed", kind="href-refused"
+            )
+        if status == 429 or status >= 500:
+            raise SourceError(f"{public_href(url)} answers HTTP {status}")
+        if status >= 400:
+            raise DataError(f"{public_href(url)} answers HTTP {status}", kind="asset-missing")
+
+    def _open_fault(self, path: str, error: Exception) -> DataError | SourceError:
+        if path.startswith("/vsicurl/") and not _is_content_fault(error):
+            return SourceError(f"{public_href(path)} cannot be opened: {_fault_text(error)}")
+        return DataError(
+            f"{public_href(path)} is not a readable GeoTIFF: {_fault_text(error)}",
+            kind="not-a-geotiff",
+        )
+
+    def _read_fault(self, path: str, error: BaseException) -> DataError | SourceError:
+        text = f"pixels of {public_href(path)} cannot be read: {_fault_text(error)}"
+        if path.startswith("/vsicurl/") and not _is_content_fault(error):
+            return SourceError(text)
+        return DataError(text, kind="raster-truncated")
+
+
+def _fault_text(error: BaseException) -> str:
+    """Messages of an error and its causes, without any query string."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(texts) < 4:
+        texts.append(re.sub(r"\?[^\s'\"]*", "", str(cause)))
+        cause = cause.__cause__ or cause.__context__
+    return "; ".join(dict.fromkeys(texts))[:400]
+
+
+def _is_content_fault(error: BaseException) -> bool:
+    """Whether the bytes came as they are stored, so that trying again is in vain."""
+    return bool(re.search(r"not recognized as|ZIPDecode|LZWDecode|ZSTDDecode|checksum", str(error)))
+
+
+def _check_header(dataset: Any, band: BandSource) -> None:
+    name = public_href(dataset.name)
+    rows, cols = dataset.shape
+    block = int(np.prod(dataset.block_shapes[0])) * np.dtype(dataset.dtypes[0]).itemsize
+    if dataset.count != 1:
+        raise DataError(f"{name} has {dataset.count} bands, expected 1", kind="geo-mismatch")
+    if rows * cols > _MAX_PIXELS or block > _MAX_BLOCK_BYTES:
+        raise DataError(
+            f"{name} claims {rows} x {cols} pixels in blocks of {block} bytes",
+            kind="raster-too-large",
+        )
+    if dataset.crs is None:
+        raise DataError(f"{name} has no projection", kind="geo-mismatch")
+    if band.crs is not None and dataset.crs != _parsed_crs(band.crs):
+        raise DataError(
+            f"{name} is in {dataset.crs.to_string()[:80]}, its item promises {band.crs[:80]}",
+            kind="geo-mismatch",
+        )
+    found = dataset.transform
+    if found.b or found.d or found.a <= 0 or found.e >= 0:
+        raise DataError(f"{name} is rotated or not north-up", kind="geo-mismatch")
+    if band.shape is not None and (rows, cols) != band.shape:
+        raise DataError(
+            f"{name} has {rows} x {cols} pixels, its item promises {band.shape}",
+            kind="geo-mismatch",
+        )
+    if band.transform is not None:
+        relative = ~found @ Affine(*band.transform)
+        end_col, end_row = relative @ (cols, rows)
+        off = (relative.c, relative.f, end_col - cols, end_row - rows)
+        if max(abs(pixels) for pixels in off) > 0.01:
+            raise DataError(
+                f"{name} lies at {found[:6]}, its item promises {band.transform}",
+                kind="geo-mismatch",
+            )
+
+
+def _parsed_crs(text: str) -> CRS:
+    try:
+        return CRS.from_user_input(text)
+    except CRSError:
+        raise DataError(f"{text[:80]!r} is not a projection", kind="geo-mismatch") from None

@@ -1,0 +1,446 @@
+"""Search: which scenes there are. The only room besides ``assets`` that talks to the network.
+
+The one law: what a catalogue answers is never believed blindly. Pages are followed to the end but
+not in circles and not to other hosts, repeated items count once, a missing one is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import pystac_client
+from pystac_client.exceptions import APIError
+from pystac_client.stac_api_io import StacApiIO
+from urllib3 import Retry
+
+from catalog.assets import AssetPolicy, public_href
+from catalog.errors import DataError, EngineError, SetAside, SourceError, UsageError
+from catalog.grid import LonLatBox
+from catalog.sensors import Scene, boxes_meet, describe_item
+
+__all__ = ["SceneSource", "SearchResult", "open_source"]
+
+_TIMEOUT_S = (5.0, 60.0)
+_PAGE_ITEMS = 100
+_MAX_PAGES = 10_000
+_MAX_FILES = 200_000
+_MAX_BYTES = 64 * 2**20
+
+_Item = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search found."""
+
+    scenes: tuple[Scene, ...]
+    """Sorted by time and id."""
+    set_aside: tuple[SetAside, ...]
+    """Items that cannot be used, and superseded processings; sorted."""
+
+
+class SceneSource:
+    """A catalogue: an API, a static catalogue or a file of items. Made by :func:`open_source`."""
+
+    def __init__(self, items: _ApiItems | _StaticItems) -> None:
+        self._items = items
+
+    def search(
+        self,
+        *,
+        collections: Sequence[str],
+        boxes: Sequence[LonLatBox],
+        start: str | None,
+        end: str | None,
+        max_cloud_percent: float | None = None,
+    ) -> SearchResult:
+        """Find scenes.
+
+        Parameters
+        ----------
+        collections
+            Names of collections.
+        boxes
+            Where, in degrees; one scene that meets several counts once.
+        start, end
+            Days (``2024-07-01``; the last one counts in full) or RFC 3339 times; None is open.
+        max_cloud_percent
+            Optical scenes with more cloud are passed over; those that do not say are kept.
+
+        Raises
+        ------
+        SourceError
+            ``catalog-unreachable``, or ``catalog-incomplete`` where fewer items came than were
+            announced or pages go in circles.
+        DataError
+            ``href-refused`` where the catalogue leads to another host.
+        UsageError
+            Where the question makes no sense or the catalogue refuses it.
+        """
+        first, last = _moment(start, end_of_day=False), _moment(end, end_of_day=True)
+        if first and last and first > last:
+            raise UsageError(f"the season ends before it begins: {start} to {end}")
+        unique: dict[tuple[str, str], _Item] = {}
+        faults: list[SetAside] = []
+        for item in self._items.find(sorted(collections), boxes, first, last):
+            if isinstance(item, Mapping):
+                unique.setdefault((str(item.get("collection")), str(item.get("id"))), item)
+            else:
+                faults.append(SetAside("item", "bad-item", "found something that is no item"))
+        scenes = []
+        for key in sorted(unique):
+            try:
+                scenes.append(describe_item(unique[key]))
+            except EngineError as error:
+                faults.append(SetAside(key[1][:140], error.kind, str(error)))
+        scenes = [s for s in scenes if _is_clear_enough(s, max_cloud_percent)]
+        kept, superseded = _newest(scenes)
+        kept.sort(key=lambda scene: (scene.datetime, scene.id))
+        return SearchResult(tuple(kept), tuple(sorted({*faults, *superseded})))
+
+
+def open_source(location: str, *, policy: AssetPolicy) -> SceneSource:
+    """Open a catalogue.
+
+    Parameters
+    ----------
+    location
+        URL of a STAC API, or path or URL of a static ``catalog.json``, ``collection.json`` or of a
+        FeatureCollection of items.
+    policy
+        Its hosts and folders bound where a static catalogue may lead. The catalogue itself is the
+        user's own choice and need not be among them.
+
+    Raises
+    ------
+    SourceError
+        ``catalog-unreachable``.
+    UsageError
+        Where there is no catalogue at the location.
+    """
+    io = _GuardedIO(location)
+    document = _read_json(io, location)
+    kind = document.get("type")
+    if kind == "Catalog" and document.get("conformsTo"):
+        if not _is_url(location):
+            raise UsageError(f"{location} describes an API: give its URL")
+        return SceneSource(_ApiItems(location, io))
+    if kind in ("Catalog", "Collection", "FeatureCollection", "Feature"):
+        return SceneSource(_StaticItems(location, document, io, policy))
+    raise UsageError(
+        f"{public_href(location)} is neither a STAC catalogue nor a collection of items "
+        f"(type is {str(kind)[:40]!r})"
+    )
+
+
+class _GuardedIO(StacApiIO):  # type: ignore[misc]
+    """Reads pages of one catalogue: with retries and timeouts, from its own host only."""
+
+    def __init__(self, home: str) -> None:
+        retry = Retry(
+            total=5,
+            backoff_factor=0.5,
+            backoff_jitter=0.5,
+            backoff_max=30,
+            status_forcelist=(429, 500, 502, 503, 504),
+            allowed_methods=None,
+            # ^ a search is a POST and changes nothing; urllib3 retries no POST by default
+            respect_retry_after_header=True,
+            raise_on_status=False,
+            redirect=0,
+        )
+        super().__init__(max_retries=retry, timeout=_TIMEOUT_S)
+        self._home = _origin(home) if _is_url(home) else ""
+        self.session.max_redirects = 3
+        self.session.hooks["response"].append(self._check_response)
+
+    def _check_response(self, response: Any, **_: object) -> None:
+        if response.is_redirect:
+            self.require_home(urljoin(response.url, response.headers["location"]))
+        if int(response.headers.get("content-length") or 0) > _MAX_BYTES:
+            raise SourceError(
+                f"{public_href(response.url)} answers with more than {_MAX_BYTES} bytes",
+                kind="catalog-bad-answer",
+            )
+
+    def require_home(self, href: str) -> None:
+        """Refuse to be led to another host: it would receive what was meant for this one."""
+        if _origin(href) != self._home:
+            raise DataError(
+                f"the catalogue {self._home} leads to {public_href(href)}, another host",
+                kind="href-refused",
+            )
+
+    def request(
+        self,
+        href: str,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> str:
+        """Ask the catalogue; errors are typed."""
+        self.require_home(href)
+        try:
+            return str(super().request(href, method, headers, parameters))
+        except APIError as error:
+            cause = error.__context__
+            if isinstance(cause, EngineError):
+                raise cause from None
+            status = getattr(error, "status_code", None)
+            if status is not None and 400 <= status < 500 and status != 429:
+                raise UsageError(
+                    f"{public_href(href)} refuses the question with HTTP {status}: "
+                    f"{str(error)[:300]}",
+                    kind="catalog-refused",
+                ) from None
+            what = f"HTTP {status}" if status else type(cause).__name__
+            raise SourceError(
+                f"{public_href(href)} cannot be reached: {what}", kind="catalog-unreachable"
+            ) from None
+
+    def get_pages(
+        self,
+        url: str,
+        method: str | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Follow pages to the end, over empty ones, but never twice over the same."""
+        asked: set[str] = set()
+        link: dict[str, Any] = {"href": url, "method": method, "body": parameters or {}}
+        while len(asked) < _MAX_PAGES:
+            question = json.dumps([link["href"], link.get("method"), link.get("body")])
+            if question in asked:
+                raise SourceError(f"{public_href(url)} pages in circles", kind="catalog-incomplete")
+            asked.add(question)
+            text = self.request(
+                link["href"],
+                method=link.get("method"),
+                headers=link.get("headers"),
+                parameters=link.get("body"),
+            )
+            page = _parse(text, link["href"])
+            yield page
+            following = [entry for entry in page.get("links") or [] if entry.get("rel") == "next"]
+            if not following:
+                return
+            link = dict(following[0])
+            link["href"] = urljoin(url, str(link.get("href")))
+            if link.get("merge"):
+                link["body"] = {**(parameters or {}), **(link.get("body") or {})}
+        raise SourceError(
+            f"{public_href(url)} has more than {_MAX_PAGES} pages", kind="catalog-incomplete"
+        )
+
+
+class _ApiItems:
+    """Items of a STAC API."""
+
+    def __init__(self, url: str, io: _GuardedIO) -> None:
+        self._url = url
+        self._client = pystac_client.Client.open(url, stac_io=io, timeout=_TIMEOUT_S)
+        # ^ opening resets the timeout of the io unless it is given here as well
+
+    def find(
+        self,
+        collections: Sequence[str],
+        boxes: Sequence[LonLatBox],
+        first: datetime | None,
+        last: datetime | None,
+    ) -> Iterator[_Item]:
+        """All items of the collections that meet a box in a time."""
+        for box in boxes:
+            search = self._client.search(
+                collections=list(collections),
+                bbox=list(box),
+                datetime=_interval(first, last),
+                limit=_PAGE_ITEMS,
+                method="POST",
+            )
+            found, announced = set(), 0
+            for page in search.pages_as_dicts():
+                announced = max(announced, _matched(page))
+                for item in page.get("features") or []:
+                    found.add(json.dumps([item.get("collection"), item.get("id")]))
+                    yield item
+            if len(found) < announced:
+                raise SourceError(
+                    f"{public_href(self._url)} announced {announced} items and delivered "
+                    f"{len(found)}",
+                    kind="catalog-incomplete",
+                )
+
+
+def _matched(page: Mapping[str, Any]) -> int:
+    for holder in (page, page.get("context")):
+        if isinstance(holder, Mapping):
+            for key in ("numberMatched", "matched"):
+                if isinstance(holder.get(key), int):
+                    return int(holder[key])
+    return 0
+
+
+class _StaticItems:
+    """Items of a static catalogue or of one file."""
+
+    def __init__(self, location: str, document: _Item, io: _GuardedIO, policy: AssetPolicy) -> None:
+        self._location = location if _is_url(location) else str(Path(location).resolve())
+        self._document = document
+        self._io = io
+        self._policy = policy
+
+    def find(
+        self,
+        collections: Sequence[str],
+        boxes: Sequence[LonLatBox],
+        first: datetime | None,
+        last: datetime | None,
+    ) -> Iterator[_Item]:
+        """All items of the collections that meet a box in a time."""
+        for item in self._walk():
+            if item.get("collection") not in collections:
+                continue
+            try:
+                scene = describe_item(item)
+            except EngineError:
+                yield item  # to be set aside by name
+                continue
+            moment = datetime.fromisoformat(scene.datetime) if scene.datetime else None
+            if moment and ((first and moment < first) or (last and moment > last)):
+                continue
+            if any(boxes_meet(scene.bbox, box) for box in boxes):
+                yield item
+
+    def _walk(self) -> Iterator[_Item]:
+        """Every item, hrefs made absolute; each file is read once."""
+        waiting = [(self._location, self._document)]
+        seen = {self._location}
+        while waiting:
+            base, document = waiting.pop()
+            if document.get("type") == "FeatureCollection":
+                yield from (_absolute(f, base) for f in document.get("features") or [])
+            elif document.get("type") == "Feature":
+                yield _absolute(document, base)
+            for link in document.get("links") or []:
+                if link.get("rel") not in ("child", "item", "items"):
+                    continue
+                target = _resolve(str(link.get("href")), base)
+                if document.get("type") in ("Catalog", "Collection") and target not in seen:
+                    seen.add(target)
+                    self._check(target)
+                    waiting.append((target, _read_json(self._io, target)))
+            if len(seen) > _MAX_FILES:
+                raise SourceError(
+                    f"{public_href(self._location)} has more than {_MAX_FILES} files",
+                    kind="catalog-incomplete",
+                )
+
+    def _check(self, target: str) -> None:
+        if _is_url(target) or _is_url(self._location):
+            self._io.require_home(target)
+        elif not Path(target).resolve().is_relative_to(Path(self._location).parent):
+            self._policy.check(target)
+
+
+def _absolute(item: Any, base: str) -> Any:
+    """Item with the hrefs of its assets made absolute."""
+    assets = item.get("assets") if isinstance(item, Mapping) else None
+    if not isinstance(assets, Mapping):
+        return item
+    changed = {
+        key: {**asset, "href": _resolve(asset["href"], base)}
+        if isinstance(asset, Mapping) and isinstance(asset.get("href"), str)
+        else asset
+        for key, asset in assets.items()
+    }
+    return {**item, "assets": changed}
+
+
+def _resolve(href: str, base: str) -> str:
+    if "://" in href or href.startswith("/"):
+        return href
+    if _is_url(base):
+        return urljoin(base, href)
+    return os.path.normpath(Path(base).parent / href)
+
+
+def _read_json(io: _GuardedIO, location: str) -> dict[str, Any]:
+    if _is_url(location):
+        text = io.request(location)
+    else:
+        try:
+            text = Path(location).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"no catalogue can be read at {location}: {error}") from None
+    return _parse(text, location)
+
+
+def _parse(text: str, location: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise SourceError(
+            f"{public_href(location)} answers with something that is not a JSON object",
+            kind="catalog-bad-answer",
+        )
+    return document
+
+
+def _is_url(location: str) -> bool:
+    return "://" in location
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def _moment(text: str | None, *, end_of_day: bool) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is neither a day like 2024-07-01 nor an RFC 3339 time"
+        ) from None
+    if len(text) == 10 and end_of_day:
+        moment += timedelta(days=1, seconds=-1)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _interval(first: datetime | None, last: datetime | None) -> str | None:
+    if first is None and last is None:
+        return None
+    ends = [m.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if m else ".." for m in (first, last)]
+    return "/".join(ends)
+
+
+def _is_clear_enough(scene: Scene, limit: float | None) -> bool:
+    cloud = scene.cloud_percent
+    return limit is None or scene.kind != "optical" or cloud is None or cloud <= limit
+
+
+def _newest(scenes: Sequence[Scene]) -> tuple[list[Scene], list[SetAside]]:
+    """Of several processings of one granule keep those of the newest baseline."""
+    best: dict[str, float] = {}
+    for scene in scenes:
+        if scene.granule and scene.baseline:
+            best[scene.granule] = max(best.get(scene.granule, 0.0), float(scene.baseline))
+    kept, superseded = [], []
+    for scene in scenes:
+        newest = best.get(scene.granule, 0.0)
+        if scene.granule and float(scene.baseline or 0) < newest:
+            reason = f"baseline {scene.baseline}, the same granule is there with {newest:05.2f}"
+            superseded.append(SetAside(scene.id, "superseded", reason))
+        else:
+            kept.append(scene)
+    return kept, superseded

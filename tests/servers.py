@@ -1,0 +1,163 @@
+"""Real servers for tests: a STAC API, and a file server that understands ranges and can misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RUSTAC = Path(sys.executable).parent / "rustac"
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def stac_server(items: Path, *, timeout_s: float = 20) -> Iterator[str]:
+    """Serve a FeatureCollection with `rustac serve`; yields the URL of the API."""
+    port = free_port()
+    process = subprocess.Popen(
+        [str(RUSTAC), "serve", "--create-collections", "--addr", f"127.0.0.1:{port}", str(items)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=1).close()
+                break
+            except (urllib.error.URLError, OSError):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("rustac serve did not start") from None
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@dataclass
+class Answer:
+    """What a scripted server says to one request."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+    """Send half of the body and hang up."""
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class ScriptedServer:
+    url: str
+    requests: list[Request]
+
+    @property
+    def host(self) -> str:
+        return self.url.removeprefix("http://")
+
+
+@contextlib.contextmanager
+def scripted_server(script: Callable[[Request], Answer]) -> Iterator[ScriptedServer]:
+    """A loopback server that answers each request as the script says, and remembers them."""
+    requests: list[Request] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            request = Request(
+                self.command,
+                self.path,
+                {k.lower(): v for k, v in self.headers.items()},
+                self.rfile.read(length),
+            )
+            requests.append(request)
+            answer = script(request)
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(answer.body)))
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if answer.cut:
+                self.wfile.write(answer.body[: len(answer.body) // 2])
+                self.close_connection = True
+            else:
+                self.wfile.write(answer.body)
+
+        do_GET = do_POST = do_HEAD = _serve  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield ScriptedServer(f"http://127.0.0.1:{server.server_port}", requests)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def file_script(folder: Path, spoil: Callable[[Request], Answer | None] | None = None):
+    """Script of a file server with ranges; `spoil` may answer instead of it."""
+
+    def script(request: Request) -> Answer:
+        spoilt = spoil(request) if spoil else None
+        if spoilt is not None:
+            if spoilt.cut:
+                spoilt = _file_answer(folder, request)
+                spoilt.cut = True
+            return spoilt
+        return _file_answer(folder, request)
+
+    return script
+
+
+def _file_answer(folder: Path, request: Request) -> Answer:
+    path = folder / request.path.split("?")[0].lstrip("/")
+    if not path.is_file():
+        return Answer(404)
+    data = path.read_bytes()
+    wanted = request.headers.get("range")
+    if not wanted:
+        return Answer(200, data, {"accept-ranges": "bytes"})
+    first, _, last = wanted.removeprefix("bytes=").partition("-")
+    start, stop = int(first), min(int(last or len(data) - 1), len(data) - 1)
+    if start >= len(data):
+        return Answer(416, b"", {"content-range": f"bytes */{len(data)}"})
+    part = data[start : stop + 1]
+    return Answer(206, part, {"content-range": f"bytes {start}-{stop}/{len(data)}"})
+
+
+def json_answer(document: object, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(document).encode(), {"content-type": "application/json"})
