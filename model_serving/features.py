@@ -55,7 +55,7 @@ def raw_features(optical: Array, sar: Array | None, terrain: Array | None) -> Ar
     out = np.full((len(CHANNELS), height, width), np.nan, np.float32)
     seen = (optical > 0).all(axis=0)
     reflectance = optical.astype(np.float32) * np.float32(1e-4) - np.float32(0.1)
-    # The square root spreads out the dark surfaces that are hard to tell apart: debris, rock, shadow.
+    # The root spreads out the dark surfaces that are hard to tell apart: debris, rock, shadow.
     out[GROUPS["optical"]] = np.where(seen, np.sqrt(np.maximum(reflectance, 0)), np.nan)
     if sar is not None:
         level = sar.astype(np.float32) * np.float32(1e-3) - np.float32(50)

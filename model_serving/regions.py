@@ -61,7 +61,7 @@ class PreparedRegion:
         return np.load(self.folder / "owners.npy")  # type: ignore[no-any-return]
 
 
-def prepare_region(spec: Any, folder: Path, resolution_m: float) -> PreparedRegion:
+def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedRegion:
     """Simulate a region, build its cube the way any region's is built, and label it.
 
     Parameters

@@ -101,14 +101,27 @@ def train_ensemble(
     report = progress or (lambda _label, _done, _total: None)
     prepared = _in_processes(
         prepare_region,
-        [(spec, work / "regions" / spec.name, recipe.resolution_m) for spec in specs],
+        [
+            {
+                "spec": spec,
+                "folder": work / "regions" / spec.name,
+                "resolution_m": recipe.resolution_m,
+            }
+            for spec in specs
+        ],
         workers=workers,
         report=lambda done, total: report("regions", done, total),
     )
     prepared.sort(key=lambda region: region.name)
     held_out = assign_folds([r.ice_km2 for r in prepared], recipe.folds)
     jobs = [
-        (fold, seed, recipe, tuple(prepared), tuple(held_out), work / "members")
+        {
+            "fold": fold,
+            "seed": seed,
+            "recipe": recipe,
+            "seen": [r for r, f in zip(prepared, held_out, strict=True) if f != fold],
+            "folder": work / "members",
+        }
         for fold in range(recipe.folds)
         for seed in range(recipe.seeds)
     ]
@@ -173,7 +186,7 @@ def _dumped(card: dict[str, Any]) -> str:
 
 def _in_processes(
     function: Callable[..., Any],
-    jobs: Sequence[tuple[Any, ...]],
+    jobs: Sequence[dict[str, Any]],
     *,
     workers: int,
     report: Callable[[int, int], None],
@@ -182,23 +195,23 @@ def _in_processes(
     results = []
     report(0, len(jobs))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done, future in enumerate(as_completed([pool.submit(function, *j) for j in jobs]), 1):
+        for done, future in enumerate(as_completed([pool.submit(function, **j) for j in jobs]), 1):
             results.append(future.result())
             report(done, len(jobs))
     return results
 
 
 def train_member(
-    fold: int,
-    seed: int,
-    recipe: Recipe,
-    regions: tuple[PreparedRegion, ...],
-    held_out: tuple[int, ...],
-    folder: Path,
+    *, fold: int, seed: int, recipe: Recipe, seen: Sequence[PreparedRegion], folder: Path
 ) -> dict[str, Any]:
-    """Train the member that holds out ``fold``; return its entry of the card."""
+    """Train the member that holds out ``fold`` on the regions it may see.
+
+    Returns
+    -------
+    dict
+        Its entry of the card; the weights lie in ``folder``.
+    """
     name = f"member-f{fold}-s{seed}"
-    seen = [r for r, f in zip(regions, held_out, strict=True) if f != fold]
     identity = hashlib.sha256(
         repr((fold, seed, asdict(recipe), [(r.name, r.fingerprint) for r in seen])).encode()
     ).hexdigest()
