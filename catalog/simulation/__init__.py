@@ -1,0 +1,15 @@
+"""A made-up glacier region with known truth, delivered like the real thing."""
+
+from __future__ import annotations
+
+from .region import SimulatedRegion, simulate_region
+from .spec import RegionSpec, SeasonSpec, demo_spec, training_specs
+
+__all__ = [
+    "RegionSpec",
+    "SeasonSpec",
+    "SimulatedRegion",
+    "demo_spec",
+    "simulate_region",
+    "training_specs",
+]

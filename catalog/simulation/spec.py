@@ -1,0 +1,187 @@
+"""What a made-up region is asked to be: place, look, seasons. Pure values, no input or output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from catalog.errors import UsageError
+
+__all__ = ["RegionSpec", "SeasonSpec", "Style", "demo_spec", "style_of", "training_specs"]
+
+StyleName = Literal["alpine", "himalaya", "arctic"]
+
+
+@dataclass(frozen=True, slots=True)
+class SeasonSpec:
+    """One mapping season.
+
+    Parameters
+    ----------
+    label
+        Name of the season in file names, for example ``"2016"``.
+    year
+        Calendar year of the scenes.
+    ela_rise_m
+        Rise of the equilibrium line above that of the first season, metres.
+    scenes
+        Number of optical acquisitions (each may be several granules).
+    snowiness
+        0 = bare rock and ice in every scene, 1 = deep seasonal snow.
+    cloudiness
+        Mean cloud cover of the season's scenes, 0 to 1.
+    """
+
+    label: str
+    year: int
+    ela_rise_m: float = 0.0
+    scenes: int = 3
+    snowiness: float = 0.2
+    cloudiness: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """A made-up region; equal specs give byte-equal rasters.
+
+    Parameters
+    ----------
+    name
+        Short name, used in glacier ids.
+    seed
+        Seed of everything random.
+    style
+        Kind of mountains.
+    lon, lat
+        Centre, degrees (EPSG:4326).
+    size_km
+        Side of the square region.
+    seasons
+        Seasons in order of time.
+    sar, dem
+        Whether radar scenes and an elevation model are delivered.
+    """
+
+    name: str
+    seed: int
+    style: StyleName
+    lon: float
+    lat: float
+    size_km: float = 20.0
+    seasons: tuple[SeasonSpec, ...] = ()
+    sar: bool = True
+    dem: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.seasons:
+            raise UsageError(f"region {self.name!r} has no seasons: give at least one SeasonSpec")
+        labels = [season.label for season in self.seasons]
+        if len(set(labels)) != len(labels):
+            raise UsageError(f"season labels of region {self.name!r} repeat: {labels}")
+        if not -80.0 < self.lat < 80.0 or not -180.0 <= self.lon <= 180.0:
+            raise UsageError(f"region {self.name!r} lies at {self.lon}, {self.lat}: outside UTM")
+        if not 2.0 <= self.size_km <= 60.0:
+            raise UsageError(f"size_km is {self.size_km}; 2 to 60 are supported")
+        if self.style not in _STYLES:
+            raise UsageError(f"style is {self.style!r}; known styles are {sorted(_STYLES)}")
+
+    @property
+    def side_px(self) -> int:
+        """Side of the 10 m grid in pixels, a multiple of 16."""
+        return 16 * round(self.size_km * 100.0 / 16.0)
+
+    def as_json(self) -> str:
+        """Canonical text of the spec."""
+        return json.dumps(asdict(self), sort_keys=True, indent=1)
+
+    def digest(self) -> str:
+        """Return the first 12 hex digits of the sha256 of the canonical text."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Numbers behind a style name; lengths in metres, shares of area in 0..1."""
+
+    relief_m: float
+    base_m: float
+    repose: float
+    """Tangent of the steepest slope that stands before detail is added."""
+    ice_share: float
+    debris_share: float
+    balance_gradient: float
+    """Mass balance per metre of elevation, m w.e. per year per m."""
+    max_balance: float
+    treeline_m: float
+    """Height of the upper limit of vegetation below the equilibrium line."""
+    rock_brightness: float
+    moraine_m: float
+
+
+_STYLES: dict[str, Style] = {
+    "alpine": Style(2100.0, 900.0, 0.95, 0.22, 0.33, 0.0075, 2.2, 650.0, 1.0, 12.0),
+    "himalaya": Style(3100.0, 3300.0, 1.05, 0.23, 0.40, 0.0080, 1.8, 1100.0, 1.1, 20.0),
+    "arctic": Style(1250.0, 40.0, 0.75, 0.30, 0.27, 0.0055, 1.3, 480.0, 0.85, 8.0),
+}
+
+
+def style_of(spec: RegionSpec) -> Style:
+    """Return the numbers behind the spec's style name."""
+    return _STYLES[spec.style]
+
+
+def demo_spec() -> RegionSpec:
+    """Return the demonstration region: three seasons, ice loss between them."""
+    return RegionSpec(
+        name="DEMO",
+        seed=20161,
+        style="alpine",
+        lon=-29.43,
+        lat=46.55,
+        size_km=20.0,
+        seasons=(
+            SeasonSpec("2016", 2016, 0.0, 4, 0.15, 0.22),
+            SeasonSpec("2020", 2020, 55.0, 4, 0.2, 0.22),
+            SeasonSpec("2024", 2024, 125.0, 4, 0.15, 0.22),
+        ),
+    )
+
+
+def training_specs() -> tuple[RegionSpec, ...]:
+    """Return ten regions to train on; none shares seed or place with the demonstration."""
+    places: tuple[tuple[StyleName, float, float, float, int], ...] = (
+        ("alpine", -36.2, 43.8, 15.0, 2017),
+        ("himalaya", -45.4, 30.5, 16.0, 2018),
+        ("arctic", -1.8, 72.3, 15.0, 2019),
+        ("alpine", -128.6, -45.2, 15.0, 2016),
+        ("himalaya", 161.3, 33.7, 15.0, 2021),
+        ("alpine", -150.5, 50.4, 16.0, 2018),
+        ("arctic", -113.7, -62.4, 15.0, 2020),
+        ("himalaya", 86.2, -33.4, 15.0, 2017),
+        ("alpine", -21.3, 58.6, 15.0, 2019),
+        ("himalaya", -158.2, 38.3, 15.0, 2018),
+    )
+    return tuple(
+        RegionSpec(
+            name=f"TRAIN{index:02d}",
+            seed=7100 + 37 * index,
+            style=style,
+            lon=lon,
+            lat=lat,
+            size_km=size_km,
+            seasons=(
+                SeasonSpec(str(year), year, 0.0, 3, 0.1 + 0.05 * (index % 4), 0.15),
+                SeasonSpec(
+                    str(year + 5),
+                    year + 5,
+                    60.0 + 10.0 * (index % 3),
+                    3,
+                    0.1 + 0.06 * ((index + 2) % 4),
+                    0.2,
+                ),
+            ),
+        )
+        for index, (style, lon, lat, size_km, year) in enumerate(places)
+    )
