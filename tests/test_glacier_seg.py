@@ -1,0 +1,115 @@
+"""Glacier-Seg is the published network, deterministic, and free in its window size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig, Head, Involution
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_published_parameter_counts_are_met():
+    paper = GlacierSeg(GlacierSegConfig(channels=11, classes=1))
+    assert count(paper) == 677_077
+    assert [count(s) for s in paper.stages] == [5_795, 19_057, 84_416, 322_432]
+    assert [count(s.scan) for s in paper.stages] == [3_360, 9_920, 32_640, 116_480]
+    assert count(GlacierSeg(GlacierSegConfig(classes=2)).head) == 245_506
+    convolutions = GlacierSegConfig(classes=1, embeddings=("convolution",) * 4)
+    assert count(GlacierSeg(convolutions)) == 682_369
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 32), (96, 160)])
+def test_any_window_of_whole_strides_gives_logits_of_its_own_size(size):
+    network = GlacierSeg(GlacierSegConfig(channels=5, classes=3)).eval()
+    assert network(torch.randn(2, 5, *size)).shape == (2, 3, *size)
+
+
+def test_a_window_that_does_not_fit_the_strides_is_named():
+    with pytest.raises(ValueError, match="multiples of 16"):
+        GlacierSeg()(torch.randn(1, 11, 50, 64))
+
+
+def test_equal_inputs_give_equal_bytes_alone_or_in_a_batch():
+    network = GlacierSeg().eval()
+    torch.manual_seed(0)
+    x = torch.randn(3, 11, 64, 64)
+    with torch.inference_mode():
+        assert network(x).numpy().tobytes() == network(x).numpy().tobytes()
+        alone = torch.cat([network(part[None]) for part in x])
+    assert torch.allclose(network(x), alone, atol=1e-5)
+
+
+def test_projecting_before_upsampling_equals_the_published_order_of_the_head():
+    config = GlacierSegConfig()
+    head = Head(config).eval()
+    torch.manual_seed(1)
+    stages = [torch.randn(1, w, 32 >> k, 32 >> k) for k, w in enumerate(config.widths)]
+
+    def up(x):
+        return torch.nn.functional.interpolate(x, (32, 32), mode="bilinear", align_corners=False)
+
+    wide = torch.cat([up(p(x)) for p, x in zip(head.project, stages, strict=True)], dim=1)
+    kernel = torch.cat([f.weight for f in head.fuse], dim=1)
+    fused = torch.relu(head.fuse_norm(torch.nn.functional.conv2d(wide, kernel)))
+    published = head.classify(torch.relu(head.smooth_norm(head.smooth(fused))))
+    assert torch.allclose(head(stages), published, atol=1e-5)
+
+
+def test_involution_equals_its_definition_by_unfolding():
+    layer = Involution(8, 12).eval()
+    torch.manual_seed(2)
+    x = torch.randn(2, 8, 20, 24)
+    kernels = layer.span(torch.relu(layer.reduce(torch.nn.functional.avg_pool2d(x, 2))))
+    patches = torch.nn.functional.unfold(x, 3, padding=1, stride=2).reshape(2, 8, 9, 10, 12)
+    truth = layer.norm(layer.mix((patches * kernels[:, None]).sum(2)))
+    assert torch.allclose(layer(x), truth, atol=1e-5)
+
+
+def test_a_pixel_depends_on_rows_above_but_the_scan_never_on_tokens_below():
+    scan = GlacierSeg().stages[0].scan.eval()
+    torch.manual_seed(3)
+    x = torch.randn(1, 50, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(scan(x)[0, 20].sum(), x)
+    assert gradient[0, 21:].abs().max() == 0
+    assert gradient[0, :21].abs().min(dim=1).values.max() > 0
+
+
+def test_training_reduces_the_loss_on_one_window():
+    torch.manual_seed(4)
+    network = GlacierSeg(GlacierSegConfig(channels=3, classes=2, drop_path=0.0))
+    x = torch.nn.functional.interpolate(torch.randn(2, 3, 4, 4), (32, 32), mode="bilinear")
+    labels = (x[:, 0] > 0).long()
+    optimiser = torch.optim.AdamW(network.parameters(), 5e-3)
+    losses = []
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(network(x), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_network_imports_with_torch_and_numpy_alone():
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'numba', 'rasterio', 'zarr', 'dask', 'xarray'}:\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import model_serving.selective_scan as s\n"
+        "s.available_backends = lambda: ('torch',)\n"
+        "import torch\n"
+        "from model_serving.glacier_seg import GlacierSeg\n"
+        "assert GlacierSeg().eval()(torch.randn(1, 11, 32, 32)).isfinite().all()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

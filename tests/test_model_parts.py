@@ -1,0 +1,165 @@
+"""Features, windows, folds, losses, metrics and ensembles keep their promises."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catalog.errors import UsageError
+from catalog.grid import region_grid
+from model_serving.ensemble import bits, load_ensemble, pack_member, unpack_member
+from model_serving.evaluation import area_calibration
+from model_serving.features import CHANNELS, GROUPS, Normalisation, raw_features
+from model_serving.folds import OUTSIDE, TrainingRegion, assign_folds, fold_map, smallest_gap_km
+from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
+from model_serving.losses import cross_entropy_dice
+from model_serving.metrics import best_ratio_iou, confusion_matrix, iou
+from model_serving.patches import WindowPlan
+
+
+def test_features_are_physical_and_missing_stays_missing():
+    optical = np.full((6, 2, 2), 1000 + 2500, np.uint16)
+    optical[3, 0, 0] = 0
+    sar = np.full((2, 2, 2), 40_000, np.uint16)
+    terrain = np.stack([np.full((2, 2), v, np.float32) for v in (3000, 20, -5, np.nan)])
+    x = raw_features(optical, sar, terrain)
+    assert x.shape == (len(CHANNELS), 2, 2)
+    assert np.isnan(x[GROUPS["optical"], 0, 0]).all()
+    assert np.allclose(x[GROUPS["optical"], 1, 1], 0.5)
+    assert np.allclose(x[GROUPS["sar"], 1, 1], -10)
+    assert x[8, 0, 0] == 20
+    assert np.isnan(x[10]).all()
+    assert np.isnan(raw_features(optical, None, None)[6:]).all()
+
+
+def test_normalisation_leaves_missing_values_out_and_makes_them_the_mean():
+    samples = np.random.default_rng(0).normal(3, 2, (len(CHANNELS), 5000)).astype(np.float32)
+    samples[0, :100] = np.nan
+    norm = Normalisation.measured(samples)
+    x = norm.apply(samples[:, :, None])
+    assert abs(x[1].mean()) < 1e-3
+    assert abs(x[1].std() - 1) < 1e-3
+    assert (x[0, :100] == 0).all()
+    samples[4] = np.nan
+    with pytest.raises(ValueError, match="swir1"):
+        Normalisation.measured(samples)
+
+
+@given(window=st.integers(2, 40), step=st.floats(0.2, 1), extra=st.integers(0, 100))
+@settings(deadline=None)
+def test_windows_cover_every_pixel_and_end_with_the_raster(window, step, extra):
+    plan = WindowPlan(window, max(1, int(window * step)))
+    length = window + extra
+    covered = np.zeros((length, length))
+    for y, x in plan.windows(length, length):
+        assert (y.stop - y.start, x.stop - x.start) == (window, window)
+        covered[y, x] += plan.weights()
+    assert covered.min() > 0
+
+
+def test_a_raster_smaller_than_a_window_is_named():
+    with pytest.raises(ValueError, match="smaller than a window"):
+        WindowPlan(64, 32).starts(63)
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=5, max_size=20))
+def test_folds_are_complete_and_balanced_by_area(areas):
+    folds = assign_folds(areas, 5)
+    load = [sum(a for a, f in zip(areas, folds, strict=True) if f == k) for k in range(5)]
+    assert set(folds) == set(range(5))
+    assert max(load) - min(load) <= max(areas) + 1e-9
+
+
+def make_region(name, fold, lon):
+    return TrainingRegion(name, 1, fold, (lon, 45.0, lon + 0.2, 45.1), 3, 10.0)
+
+
+def test_a_fold_map_marks_training_regions_and_leaves_the_rest_outside():
+    grid = region_grid([10.0, 10.4], [44.9, 45.2], resolution_m=100, shard_px=256, chunk_px=64)
+    regions = [make_region("a", 3, 10.0), make_region("far", 1, 60.0)]
+    maps = [fold_map(shard, regions) for shard in grid.shards()]
+    marked = sum((m == 3).sum() for m in maps) * grid.pixel_area_km2
+    assert {int(v) for m in maps for v in np.unique(m)} == {OUTSIDE, 3}
+    assert marked == pytest.approx(15.77 * 11.11, rel=0.03)
+    assert smallest_gap_km(regions) > 3000
+
+
+def test_the_loss_ignores_what_was_not_seen():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 4, 8, 8), torch.randint(0, 4, (1, 8, 8))
+    labels[:, :4] = 255
+    changed = logits.clone()
+    changed[:, :, :4] += 10
+    weights = torch.ones(4)
+    a = cross_entropy_dice(logits, labels, weights=weights)
+    assert a == cross_entropy_dice(changed, labels, weights=weights)
+    perfect = torch.nn.functional.one_hot(labels.clamp(max=3), 4).permute(0, 3, 1, 2) * 50.0
+    assert cross_entropy_dice(perfect, labels, weights=weights) < 0.02 < a
+
+
+def test_metrics_count_what_they_say():
+    a, b = np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool)
+    assert iou(a, b) == pytest.approx(1 / 3)
+    assert np.isnan(iou(a & ~a, a & ~a))
+    table = confusion_matrix(np.array([0, 1, 1, 255]), np.array([0, 0, 1, 1]), classes=2)
+    assert table.tolist() == [[1, 1], [0, 1]]
+    score, threshold = best_ratio_iou(
+        np.array([0.5, 0.6, 0.2]), np.array([0.1, 0.1, 0.2]), np.array([True, True, False])
+    )
+    assert score == 1
+    assert 1 <= threshold < 5
+
+
+def test_votes_are_packed_one_bit_a_member():
+    flags = np.random.default_rng(0).random((15, 4, 5)) < 0.5
+    packed = bits(list(flags))
+    for i, flag in enumerate(flags):
+        assert (((packed >> i) & 1).astype(bool) == flag).all()
+
+
+def test_a_member_survives_packing_and_damage_is_named():
+    torch.manual_seed(0)
+    network = GlacierSeg().eval()
+    data = pack_member(network)
+    back = unpack_member(data, GlacierSegConfig())
+    x = torch.randn(1, 11, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(back(x), network(x), atol=5e-2)
+    assert pack_member(back) == data
+    with pytest.raises(UsageError, match=r"damaged|fit"):
+        unpack_member(data[:-100], GlacierSegConfig())
+    with pytest.raises(UsageError, match="fit"):
+        unpack_member(data, GlacierSegConfig(channels=5))
+
+
+def test_a_card_for_other_bands_or_a_missing_card_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no ensemble"):
+        load_ensemble(tmp_path / "nowhere")
+    (tmp_path / "card.json").write_text(json.dumps({"format": 1, "channels": ["red"]}))
+    with pytest.raises(UsageError, match="channels"):
+        load_ensemble(tmp_path)
+
+
+def test_the_area_calibration_recovers_a_known_error_scale():
+    rng = np.random.default_rng(1)
+    results = []
+    for k in range(400):
+        truth = rng.uniform(1, 3, 20)
+        members = truth + rng.normal(0, 0.1, (15, 20))
+        mapped = truth + rng.normal(0, 0.2, 20)
+        results.append(
+            {
+                "region": f"r{k // 2}",
+                "member_km2": members,
+                "true_km2": truth,
+                "mapped_km2": mapped,
+            }
+        )
+    scale = area_calibration(results)
+    assert scale["scale"] == pytest.approx(2.0, rel=0.05)
+    assert scale["regional_scale"] == pytest.approx(2.0, rel=0.15)
