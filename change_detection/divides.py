@@ -82,12 +82,12 @@ def glacier_batches(
     batches = []
     for number in range(count):
         members = np.flatnonzero(component == number)
-        batches.append(_batch(tuple(ids[members]), bounds[members], grid, growth_m))
+        batches.append(_batch(tuple(ids[members]), bounds[members], grid=grid, growth_m=growth_m))
     return sorted(batches, key=lambda b: b.ref_ids)
 
 
 def _batch(
-    ref_ids: tuple[str, ...], bounds: npt.NDArray[np.float64], grid: RegionGrid, growth_m: float
+    ref_ids: tuple[str, ...], bounds: npt.NDArray[np.float64], *, grid: RegionGrid, growth_m: float
 ) -> GlacierBatch:
     res = grid.resolution_m
     west, south = bounds[:, :2].min(axis=0) - growth_m
