@@ -1,4 +1,4 @@
-"""Files as a data provider would serve them: COGs written whole or not at all, and their STAC items."""
+"""Files as a provider would serve them: COGs written whole or not at all, and STAC items."""
 
 from __future__ import annotations
 
@@ -157,8 +157,9 @@ def optical_item(
 ) -> dict[str, Any]:
     """Write one granule's COGs below ``folder`` and return its item, shaped like Earth Search v1.
 
-    ``earthsearch:boa_offset_applied`` is false throughout: the stored numbers still hold the offset of
-    1000 where the baseline has one, and ``raster:bands`` says so.
+    ``earthsearch:boa_offset_applied`` is false throughout: the stored numbers still hold the offset
+    of 1000 where the baseline has one, and ``raster:bands`` says so. (Real items carry the
+    flag as true beside an offset of -0.1: a contradiction readers have to live with.)
     """
     day = acquisition.when.strftime("%Y%m%d")
     sensor = f"S2{acquisition.platform}"
@@ -257,7 +258,9 @@ def _optical_properties(
         "grid:code": f"MGRS-{granule.code}",
         "view:sun_azimuth": sun[0],
         "view:sun_elevation": sun[1],
-        "s2:tile_id": f"{sensor}_OPER_MSI_L2A_TL_SIM__{_stamp(when)}_A{orbit:06d}_T{granule.code}_N{baseline}",
+        "s2:tile_id": (
+            f"{sensor}_OPER_MSI_L2A_TL_SIM__{_stamp(when)}_A{orbit:06d}_T{granule.code}_N{baseline}"
+        ),
         "s2:datatake_id": f"G{sensor}_{_stamp(when)}_{orbit:06d}_N{baseline}",
         "s2:product_type": "S2MSI2A",
         "s2:processing_baseline": baseline,
@@ -281,7 +284,7 @@ def radar_item(
     when: dt.datetime,
     ascending: bool,
 ) -> dict[str, Any]:
-    """Write a radar scene's COGs and return its item, shaped like Planetary Computer sentinel-1-rtc."""
+    """Write a radar scene's COGs and return its item, shaped like sentinel-1-rtc."""
     end = when + dt.timedelta(seconds=25)
     orbit = (when.toordinal() * 11) % 60000
     identifier = (
@@ -344,7 +347,8 @@ def dem_item(
     ``corner`` is latitude and longitude of the cell's lower-left corner, degrees.
     """
     south, west = corner
-    place = f"{'N' if south >= 0 else 'S'}{abs(south):02d}_00_{'E' if west >= 0 else 'W'}{abs(west):03d}_00"
+    row = f"{'N' if south >= 0 else 'S'}{abs(south):02d}_00"
+    place = f"{row}_{'E' if west >= 0 else 'W'}{abs(west):03d}_00"
     identifier = f"Copernicus_DSM_COG_10_{place}_DEM"
     path = folder / identifier / "data.tif"
     write_cog(path, data, transform=transform, crs=4326, nodata=None)

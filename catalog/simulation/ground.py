@@ -67,8 +67,8 @@ def end_members(brightness: float) -> dict[str, Spectrum]:
     """Return the spectrum of every kind of surface.
 
     Measured: rock, ice, snow (firn: measured snow, darker and dirtier), water. Extrapolated: other
-    lithologies and debris are the measured rock scaled per band (debris is wetter and cooler: less SWIR),
-    grass is a textbook spectrum, turbid water is water with rock flour.
+    lithologies and debris are the measured rock scaled per band (debris is wetter and cooler: less
+    SWIR), grass is a textbook spectrum, turbid water is water with rock flour.
     """
     measured = load_spectra()
     rock, water = measured["rock"], measured["water"]
@@ -108,10 +108,10 @@ def texture_fields(spec: RegionSpec, shape: tuple[int, int], name: str) -> NDArr
     fields = np.empty((6, *shape), dtype=np.float32)
     for k in range(6):
         rng = stream(spec.seed, name, k)
-        longest, shortest = ((120.0, 3.0), (50.0, 3.0), (30.0, 2.0))[min(k, 2)]
-        smooth = fractal(rng, shape, exponent=1.1, longest_px=longest, shortest_px=shortest)
+        longest, shortest = ((120.0, 3.0), (200.0, 3.0), (90.0, 2.0))[min(k, 2)]
+        smooth = fractal(rng, shape, exponent=1.4, longest_px=longest, shortest_px=shortest)
         grain = rng.standard_normal(shape, dtype=np.float32)
-        fields[k] = np.float32(0.9) * smooth + np.float32(0.19**0.5) * grain
+        fields[k] = np.float32(0.95) * smooth + np.float32(0.0975**0.5) * grain
         fields[k] /= fields[k].std()
     return fields
 
@@ -227,12 +227,10 @@ def cover_ground(
     classes[water] = 3
     classes[state.ice] = 1
     classes[state.debris] = 2
-    return Ground(classes, _reflectance(spec, kind, inside), height, state.ela, kind)
+    return Ground(classes, _reflectance(spec, kind), height, state.ela, kind)
 
 
-def _reflectance(
-    spec: RegionSpec, kind: NDArray[np.uint8], inside: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def _reflectance(spec: RegionSpec, kind: NDArray[np.uint8]) -> NDArray[np.float32]:
     members = end_members(style_of(spec).rock_brightness)
     fields = texture_fields(spec, (kind.shape[0], kind.shape[1]), "texture")
     stone = _rock_kinds(spec, (kind.shape[0], kind.shape[1]))

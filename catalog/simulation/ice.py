@@ -63,11 +63,11 @@ def _climate(
     angle = np.degrees(np.arctan(slope))
     hold = np.clip((54.0 - angle) / 14.0, 0.0, 1.0)
     # ^ snow slides off faces steeper than about 45 degrees and feeds what lies below
-    _, target, order = drain(bed)
+    _, target, _ = drain(bed)
     slid = ((1.0 - hold) * 0.8).ravel().copy()
     holds = hold.ravel()
-    landed = _avalanche(order, target, slid, holds).reshape(bed.shape)
-    factor = hold + np.minimum(ndimage.gaussian_filter(landed, 0.8), 1.6)
+    landed = _avalanche(target, slid, holds).reshape(bed.shape)
+    factor = hold + np.minimum(ndimage.gaussian_filter(landed, 0.8), 1.0)
     gy, _ = np.gradient(ndimage.gaussian_filter(bed, 3.0), cell_m)
     # ^ gy > 0: the ground rises southwards, so it faces north
     poleward = np.tanh(gy * 2.5) * (1.0 if spec.lat >= 0 else -1.0)
@@ -75,12 +75,11 @@ def _climate(
         np.percentile(bed[holds.reshape(bed.shape) > 0.3], 100.0 * (1.0 - 0.46 * style.ice_share))
     )
     drift = fractal(stream(spec.seed, "climate"), bed.shape, exponent=2.0, longest_px=80.0)
-    ela = height - 110.0 * poleward + 35.0 * drift.astype(np.float64)
+    ela = height - 110.0 * poleward + 75.0 * drift.astype(np.float64)
     return ela, factor
 
 
 def _avalanche(
-    order: NDArray[np.int64],
     target: NDArray[np.int64],
     slid: NDArray[np.float64],
     holds: NDArray[np.float64],
@@ -121,9 +120,16 @@ def _seasons_thickness(
 
 
 def _mask_from(
-    spec: RegionSpec, bed: NDArray[np.float32], thick: NDArray[np.float64]
+    spec: RegionSpec,
+    bed: NDArray[np.float32],
+    thick: NDArray[np.float64],
+    *,
+    wasted: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Cut the smooth thickness with the fine ground: outline and ice surface on 10 m."""
+    """Cut the smooth thickness with the fine ground: outline and ice surface on 10 m.
+
+    ``wasted`` (y, x) float32, m, is taken off the thickness: niche ice too thin for the flow model.
+    """
     side = bed.shape[0]
     deep = enlarge(ndimage.gaussian_filter(thick, 0.6), side, order=3)
     broad = enlarge(blocks(bed, _CELL), side, order=3)
@@ -131,11 +137,21 @@ def _mask_from(
         stream(spec.seed, "edge"), bed.shape, exponent=1.6, longest_px=60.0, shortest_px=4.0
     )
     room = deep + np.clip(0.75 * (broad - bed), -80.0, 25.0) - (9.0 + 2.5 * edge)
+    if wasted is not None:
+        room -= wasted
     ice = ndimage.binary_opening(room > 0, iterations=2)
     ice = ndimage.binary_closing(ice, iterations=2) | ice
     surface = broad + deep - 4.0
     surface = np.where(ice, np.maximum(bed + 1.0, surface), bed)
     return ice, surface.astype(np.float32)
+
+
+def _wasting(first: NDArray[np.bool_], rise_m: float) -> NDArray[np.float32]:
+    """Thickness lost by thin ice, m: most on small isolated glaciers, little on large ones."""
+    labels, count = ndimage.label(first)
+    area_km2 = np.bincount(labels.ravel(), minlength=count + 1) * 1e-4
+    loss = rise_m * (0.012 + 0.15 * np.exp(-area_km2 / 0.25))
+    return np.asarray(loss[labels], dtype=np.float32)
 
 
 def _drop_small(mask: NDArray[np.bool_], least: int) -> NDArray[np.bool_]:
@@ -153,7 +169,7 @@ def _fill_holes(mask: NDArray[np.bool_], largest: int) -> NDArray[np.bool_]:
 def debris_score(
     spec: RegionSpec, surface: NDArray[np.float32], ice: NDArray[np.bool_], ela: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Score how likely ice is covered by rock: wall supply carried along the flow, melt-out, margins.
+    """Score how likely ice is under rock: wall supply carried along the flow, melt-out, margins.
 
     Returns
     -------
@@ -209,10 +225,13 @@ def grow_ice(spec: RegionSpec, bed: NDArray[np.float32]) -> list[IceState]:
     states: list[IceState] = []
     before: NDArray[np.bool_] | None = None
     covered: NDArray[np.bool_] | None = None
+    origin: NDArray[np.bool_] | None = None
     limit = 0.0
     for season, thick in zip(spec.seasons, thickness, strict=True):
-        ice, surface = _mask_from(spec, bed, thick)
-        ice = _fill_holes(_drop_small(ice, 1200 if before is None else 25), 40)
+        rise_m = season.ela_rise_m - spec.seasons[0].ela_rise_m
+        wasted = None if origin is None else _wasting(origin, rise_m)
+        ice, surface = _mask_from(spec, bed, thick, wasted=wasted)
+        ice = _fill_holes(_drop_small(ice, 700 if before is None else 25), 40)
         if before is not None:
             ice = _drop_small(ice & before, 25)
         surface = np.where(ice, surface, bed)
@@ -226,6 +245,7 @@ def grow_ice(spec: RegionSpec, bed: NDArray[np.float32]) -> list[IceState]:
         debris = ice & ~_drop_small(~(debris & ~_clumps(debris)), 6)
         states.append(IceState(ice, debris, surface.astype(np.float32), ela))
         before, covered = ice, debris
+        origin = ice if origin is None else origin
     return states
 
 
@@ -242,7 +262,8 @@ def divide_glaciers(
     Returns
     -------
     labels
-        (y, x) int32, 0 off ice, else 1..n; every label is one 4-connected piece of 0.01 km2 or more.
+        (y, x) int32, 0 off ice, else 1..n; every label is one 4-connected piece of 0.01 km2 or
+        more.
     kept
         (y, x) bool: ``ice`` without the crumbs that belong to no glacier.
     """
@@ -268,8 +289,8 @@ def divide_glaciers(
     keep[0] = False
     labels = np.where(keep[labels], labels, 0)
     _, flat = np.unique(labels, return_inverse=True)
-    labels = flat.reshape(labels.shape).astype(np.int32)
-    return labels, labels > 0
+    numbers: NDArray[np.int32] = flat.reshape(ice.shape).astype(np.int32)
+    return numbers, numbers > 0
 
 
 def _pieces(basins: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -26,8 +26,8 @@ __all__ = ["Clouds", "Light", "light_ground", "make_clouds", "snow_cover", "sun_
 class Light:
     """Illumination of one acquisition, (y, x) float32.
 
-    ``direct`` is cos(incidence) over cos(sun zenith), 0 where the ground turns away; ``lit`` is 0 in cast
-    shadow and 1 in the sun; ``sky`` the share of the sky seen.
+    ``direct`` is cos(incidence) over cos(sun zenith), 0 where the ground turns away; ``lit`` is 0
+    in cast shadow and 1 in the sun; ``sky`` the share of the sky seen.
     """
 
     direct: NDArray[np.float32]
@@ -105,7 +105,10 @@ def snow_cover(
     line = line - np.where(on_ice, 240.0, 0.0) + 340.0 * np.clip(slope - 0.55, 0.0, 2.0)
     score = (ground.height - line + 60.0 * patch + 70.0 * fixed) / 22.0
     cover = 1.0 / (1.0 + np.exp(-np.clip(score, -30.0, 30.0)))
-    cover[ground.classes == 3] *= np.float32(max(0.0, snowiness - 0.5))
+    frozen = (ground.height > ground.ela - 300.0) & (fixed + 2.0 * snowiness > 0.8)
+    # ^ high lakes keep a lid of snow-covered ice in some scenes
+    cover[ground.classes == 3] = 0.0
+    cover[(ground.classes == 3) & frozen] = 0.8
     return np.where(cover < 0.03, 0.0, cover).astype(np.float32)
 
 
@@ -125,7 +128,7 @@ def make_clouds(
     rng = stream(spec.seed, "cloud", name)
     field = fractal(rng, shape, exponent=1.9, longest_px=700.0, shortest_px=4.0)
     limit = np.float32(np.quantile(field[::8, ::8], 1.0 - cover))
-    cloud = np.clip((field - limit) / 0.55, 0.0, 1.0)
+    cloud = np.clip((field - limit + 0.1) / 0.75, 0.0, 1.0)
     veil = fractal(rng, shape, exponent=2.4, longest_px=900.0, shortest_px=30.0)
     cloud = np.maximum(cloud, np.clip((veil - 1.3) * 0.22, 0.0, 0.3) * (cover > 0.05))
     far = float(rng.uniform(1200.0, 3000.0)) / np.tan(np.radians(elevation_deg)) / 10.0

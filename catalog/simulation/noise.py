@@ -37,7 +37,7 @@ def fractal(
     shape
         (y, x) size.
     exponent
-        Amplitude falls with wavenumber to the power ``-exponent / 2``... 2 looks like relief.
+        Amplitude falls with wavenumber to the power ``-exponent / 2 - 1 / 2``; 2 looks like relief.
     longest_px, shortest_px
         Wavelengths outside these are damped.
 
@@ -69,7 +69,7 @@ def fractal(
 def ridged(
     rng: np.random.Generator, shape: tuple[int, int], *, longest_px: float, octaves: int = 4
 ) -> NDArray[np.float32]:
-    """Draw a ridged multifractal in 0..1: sharp crests, each octave strong only on the last's crests."""
+    """Draw a ridged multifractal in 0..1: each octave is strong only on the crests of the last."""
     total = np.zeros(shape, dtype=np.float32)
     weight = np.ones(shape, dtype=np.float32)
     amplitude = 1.0

@@ -52,7 +52,7 @@ class RegionFrame:
 
 @dataclass(frozen=True, slots=True)
 class Granule:
-    """Part of the region seen by one tile: code such as ``"25TGM"`` and (row0, row1, col0, col1)."""
+    """Part of the region in one tile: code such as ``"25TGM"``, (row0, row1, col0, col1)."""
 
     code: str
     window: tuple[int, int, int, int]
@@ -84,7 +84,7 @@ def _square_code(zone: int, lat: float, east: int, north: int) -> str:
 
 
 def granules_of(spec: RegionSpec, frame: RegionFrame) -> list[Granule]:
-    """Cut the region by the Sentinel-2 tiles (109.8 km from the upper-left corner of each 100 km square)."""
+    """Cut the region by Sentinel-2 tiles: 109.8 km from the upper-left corner of each square."""
     size = frame.side_px * 10
     right, bottom = frame.left + size, frame.top - size
     found = []
@@ -121,9 +121,10 @@ def _useful(granules: list[Granule]) -> list[Granule]:
 
 
 def dem_cells(frame: RegionFrame) -> list[tuple[int, int, Affine, tuple[int, int]]]:
-    """List 1-degree cells: (lat, lon of the lower-left corner, transform, (rows, cols)) clipped to the region.
+    """List 1-degree cells clipped to the region: lat, lon of the corner, transform, (rows, cols).
 
-    Spacing is that of Copernicus GLO-30: 1 arc-second in latitude, 1 to 10 in longitude by latitude.
+    Corners are lower-left. Spacing is that of Copernicus GLO-30: 1 arc-second in latitude, 1 to 10
+    in longitude.
     """
     side = frame.side_px
     edge = np.linspace(0, side, 41)

@@ -1,4 +1,4 @@
-"""From a spec to a folder of scenes with known truth; finished pieces are kept, so a run can resume."""
+"""From a spec to a folder of scenes with known truth; a stopped run resumes where it was."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def _claim(spec: RegionSpec, out: Path) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found != wanted:
             raise UsageError(
-                f"{out} already holds the made-up region {found.get('name')!r} of another spec or version: "
-                "choose an empty folder or remove it",
+                f"{out} already holds the made-up region {found.get('name')!r} of another spec "
+                "or version: choose an empty folder or remove it",
                 kind="simulation-mismatch",
             )
         return
@@ -111,7 +111,8 @@ def simulate_region(
 ) -> SimulatedRegion:
     """Make a region's scenes, catalogue and truth below ``out``.
 
-    Idempotent and resumable: what is finished is kept, what is missing is made, byte for byte the same.
+    Idempotent and resumable: what is finished is kept, what is missing is made, byte for byte
+    the same.
 
     Parameters
     ----------

@@ -114,7 +114,7 @@ def accumulate(
 
 
 @_compiled
-def incise(
+def incise(  # noqa: PLR0917 - a compiled kernel takes plain arrays in order
     z: NDArray[np.float64],
     order: NDArray[np.int64],
     target: NDArray[np.int64],
@@ -153,10 +153,10 @@ def trace_exits(
     ice: NDArray[np.bool_],
     reach: int,
 ) -> NDArray[np.int64]:
-    """Return for each ice cell the flat index its water reaches ``reach`` cells below the ice; -1 off ice.
+    """Return for each ice cell the flat cell its water reaches ``reach`` cells below the ice.
 
-    A cell whose path leaves the ice and enters it again belongs to the last ice on the path only
-    when the gap is shorter than ``reach``.
+    Other cells get -1. A cell whose path leaves the ice and enters it again belongs to the last ice
+    on the path only when the gap is shorter than ``reach``.
     """
     exit_of = np.full(target.size, -1, dtype=np.int64)
     gap = np.zeros(target.size, dtype=np.int64)

@@ -64,8 +64,9 @@ class Acquisition:
 class OpticalScene:
     """Digital numbers of one acquisition over the whole region, 0 = no data.
 
-    ``bands`` maps B02..B08 to (y, x) uint16 at 10 m and B11, B12 to (y/2, x/2) at 20 m; ``scl`` is (y/2, x/2)
-    uint8 with the Sentinel-2 scene classes; ``cloud_share`` is the true share under cloud, percent.
+    ``bands`` maps B02..B08 to (y, x) uint16 at 10 m and B11, B12 to (y/2, x/2) at 20 m; ``scl``
+    is (y/2, x/2) uint8 with the Sentinel-2 scene classes; ``cloud_share`` is the true share under
+    cloud, percent.
     """
 
     bands: dict[str, NDArray[np.uint16]]
@@ -74,7 +75,7 @@ class OpticalScene:
 
 
 def plan_acquisitions(spec: RegionSpec, season: SeasonSpec) -> list[Acquisition]:
-    """Choose days, snow and cloud of a season's scenes: late summer of the hemisphere, about 10:40 solar time."""
+    """Choose day, snow and cloud of a season's scenes: late summer, about 10:40 solar time."""
     rng = stream(spec.seed, "plan", season.label)
     first = dt.date(season.year, 7, 18) if spec.lat >= 0 else dt.date(season.year, 1, 22)
     gap = 66.0 / max(season.scenes, 1)
@@ -91,7 +92,7 @@ def plan_acquisitions(spec: RegionSpec, season: SeasonSpec) -> list[Acquisition]
             season.snowiness * float(rng.uniform(0.6, 1.3))
             + (melt + fresh) * season.snowiness / 0.3
         )
-        cloud = season.cloudiness * float(rng.choice([0.05, 0.6, 1.2, 2.0]))
+        cloud = season.cloudiness * float(rng.choice([0.05, 0.5, 1.1, 1.7]))
         if index == max(season.scenes - 2, 0):
             cloud = min(cloud, 0.25 * season.cloudiness)
         platform = "B" if season.year >= 2018 and rng.random() < 0.5 else "A"
@@ -103,7 +104,7 @@ def plan_acquisitions(spec: RegionSpec, season: SeasonSpec) -> list[Acquisition]
 
 def _halve(field: NDArray[np.float32]) -> NDArray[np.float32]:
     rows, cols = field.shape
-    return field.reshape(rows // 2, 2, cols // 2, 2).mean(axis=(1, 3), dtype=np.float32)
+    return np.asarray(field.reshape(rows // 2, 2, cols // 2, 2).mean(axis=(1, 3)), dtype=np.float32)
 
 
 def _snow_reflectance(spec: RegionSpec, shape: tuple[int, int], name: str) -> NDArray[np.float32]:
@@ -169,8 +170,8 @@ def render_optical(
     scl = _classify(spec, acquisition, halves, light=light, clouds=clouds)
     gone = _swath_edge(spec, acquisition, shape)
     if gone is not None:
-        for band in bands:
-            bands[band][gone if bands[band].shape == shape else gone[::2, ::2]] = 0
+        for numbers in bands.values():
+            numbers[gone if numbers.shape == shape else gone[::2, ::2]] = 0
         scl[gone[::2, ::2]] = 0
     return OpticalScene(bands, scl, float(100.0 * (clouds.cloud > 0.15).mean()))
 
@@ -253,7 +254,8 @@ def render_radar(
 ) -> dict[str, NDArray[np.float32]]:
     """Render terrain-corrected backscatter: ``vv`` and ``vh`` gamma0, linear power, (y, x) float32.
 
-    Speckle is gamma with 4.4 looks; layover and shadow of the right-looking beam are no data (-32768).
+    Speckle is gamma with 4.4 looks; layover and shadow of the right-looking beam are no data
+    (-32768).
     """
     shape = (ground.ela.shape[0], ground.ela.shape[1])
     rng = stream(spec.seed, "radar", name)

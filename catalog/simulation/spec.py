@@ -138,13 +138,13 @@ def demo_spec() -> RegionSpec:
         name="DEMO",
         seed=20161,
         style="alpine",
-        lon=-29.43,
+        lon=-28.24,
         lat=46.55,
         size_km=20.0,
         seasons=(
             SeasonSpec("2016", 2016, 0.0, 4, 0.15, 0.22),
-            SeasonSpec("2020", 2020, 55.0, 4, 0.2, 0.22),
-            SeasonSpec("2024", 2024, 125.0, 4, 0.15, 0.22),
+            SeasonSpec("2020", 2020, 40.0, 4, 0.2, 0.22),
+            SeasonSpec("2024", 2024, 86.0, 4, 0.15, 0.22),
         ),
     )
 

@@ -30,8 +30,8 @@ Spectrum = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
 def measure_spectra(csv: Path) -> dict[str, Any]:
     """Measure robust mean and covariance of each class from labelled Sentinel-2 pixels.
 
-    Sites are weighted equally. Reflectance above 1 or not above 0 is dropped, then pixels farther than
-    3.5 robust standard deviations (median absolute deviation of the logarithm) in any band.
+    Sites are weighted equally. Reflectance above 1 or not above 0 is dropped, then pixels farther
+    than 3.5 robust standard deviations (median absolute deviation of the logarithm) in any band.
 
     Parameters
     ----------
@@ -83,7 +83,8 @@ def _clean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     logs = np.log(values)
     middle = np.median(logs, axis=0)
     spread = 1.4826 * np.median(np.abs(logs - middle), axis=0)
-    return values[(np.abs(logs - middle) <= 3.5 * spread).all(axis=1)]
+    near = (np.abs(logs - middle) <= 3.5 * spread).all(axis=1)
+    return np.asarray(values[near], dtype=np.float64)
 
 
 def load_spectra() -> dict[str, Spectrum]:

@@ -20,7 +20,7 @@ __all__ = ["drain", "enlarge", "make_bed", "slope_of"]
 def drain(
     z: NDArray[np.float64], rng: np.random.Generator | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Fill pits and route: returns the filled surface (y, x), flat receivers, flat order low to high."""
+    """Fill pits and route: filled surface (y, x), flat receivers, flat order low to high."""
     filled = fill_depressions(np.ascontiguousarray(z, dtype=np.float64), 1e-3)
     jitter = np.ones_like(filled) if rng is None else rng.uniform(0.72, 1.28, filled.shape)
     target = receivers(filled, jitter)
@@ -31,7 +31,7 @@ def drain(
 def slope_of(z: NDArray[np.float32], cell_m: float) -> NDArray[np.float32]:
     """Return the tangent of the slope, (y, x) float32."""
     gy, gx = np.gradient(z, cell_m)
-    return np.hypot(gy, gx).astype(np.float32)
+    return np.asarray(np.hypot(gy, gx), dtype=np.float32)
 
 
 def enlarge(
@@ -130,6 +130,27 @@ def _carve_troughs(
     return np.asarray(np.where(carved < z - 1.0, ndimage.gaussian_filter(carved, 1.3), sharp))
 
 
+def _overdeepen(z: NDArray[np.float64], seed: int, *, cell_m: float) -> NDArray[np.float64]:
+    # Basins scoured below the valley floor: lakes where no ice fills them.
+    filled, target, order = drain(z)
+    area = accumulate(order, target, np.full(z.size, cell_m * cell_m)).reshape(z.shape)
+    gentle = slope_of(ndimage.gaussian_filter(filled, 2.0).astype(np.float32), cell_m) < 0.20
+    spots = np.argwhere((area > 0.5e6) & (area < 2.0e7) & gentle)
+    if len(spots) == 0:
+        return z
+    rng = stream(seed, "basins")
+    count = max(2, round(z.size * cell_m * cell_m / 1e6 / 7.0))
+    y, x = np.ogrid[: z.shape[0], : z.shape[1]]
+    out = z.copy()
+    for row, col in spots[rng.choice(len(spots), size=min(count, len(spots)), replace=False)]:
+        long, wide = rng.uniform(3.0, 9.0), rng.uniform(2.0, 4.5)
+        turn = rng.uniform(0.0, np.pi)
+        along = (y - row) * np.cos(turn) + (x - col) * np.sin(turn)
+        across = (x - col) * np.cos(turn) - (y - row) * np.sin(turn)
+        out -= rng.uniform(15.0, 55.0) * np.exp(-((along / long) ** 2) - (across / wide) ** 2)
+    return np.asarray(out, dtype=np.float64)
+
+
 def _detail(seed: int, bed: NDArray[np.float32]) -> NDArray[np.float32]:
     side = bed.shape[0]
     slope = ndimage.gaussian_filter(slope_of(bed, 10.0), 4.0)
@@ -138,7 +159,8 @@ def _detail(seed: int, bed: NDArray[np.float32]) -> NDArray[np.float32]:
     rough = fractal(
         stream(seed, "rough"), (side, side), exponent=1.6, longest_px=60.0, shortest_px=2.5
     )
-    return (bed + steep * (13.0 * crags + 0.8 * rough) + 0.4 * rough).astype(np.float32)
+    fine = steep * (13.0 * crags + 0.8 * rough) + 0.4 * rough
+    return np.asarray(bed + fine, dtype=np.float32)
 
 
 def make_bed(spec: RegionSpec) -> NDArray[np.float32]:
@@ -160,6 +182,7 @@ def make_bed(spec: RegionSpec) -> NDArray[np.float32]:
     scale = style.relief_m / max(float(high - low), 1.0)
     z = (z - low) * scale
     z = _carve_troughs(z, seed, cell_m=40.0, floor_m=330.0)
+    z = _overdeepen(z, seed, cell_m=40.0)
     warp = np.stack(
         [
             1.5
@@ -174,4 +197,4 @@ def make_bed(spec: RegionSpec) -> NDArray[np.float32]:
         ]
     )
     bed = enlarge(z, side, order=3, warp=warp.astype(np.float32))
-    return (_detail(seed, bed) + np.float32(style.base_m)).astype(np.float32)
+    return np.asarray(_detail(seed, bed) + np.float32(style.base_m), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The known truth as an inventory: reference outlines in RGI 7.0 form and each season's glaciers."""
+"""The known truth as an inventory: reference outlines in RGI 7.0 form, glaciers of each season."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def reference_table(
     points = geographic.representative_point()
     rows = []
     windows = ndimage.find_objects(labels)
-    south, east = np.gradient(surface, 10.0)
+    gradients = np.gradient(surface, 10.0)
+    south, east = np.asarray(gradients[0]), np.asarray(gradients[1])
     for position, number in enumerate(outlines):
         window = windows[number - 1]
         cells = labels[window] == number

@@ -1,0 +1,377 @@
+"""The made-up region: reproducible, physically ordered, and shaped like a provider's delivery."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from typing import TYPE_CHECKING
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pystac
+import pytest
+import rasterio
+import shapely
+
+from catalog.errors import UsageError
+from catalog.simulation import (
+    RegionSpec,
+    SeasonSpec,
+    SimulatedRegion,
+    demo_spec,
+    simulate_region,
+    training_specs,
+)
+from catalog.simulation.ground import cover_ground
+from catalog.simulation.ice import IceState, divide_glaciers, grow_ice
+from catalog.simulation.light import light_ground, sun_position
+from catalog.simulation.places import frame_of, granules_of
+from catalog.simulation.scene import plan_acquisitions, render_optical
+from catalog.simulation.spectra import BANDS, draw, load_spectra
+from catalog.simulation.terrain import make_bed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = RegionSpec(
+    name="SMALL",
+    seed=5,
+    style="alpine",
+    lon=-30.1,
+    lat=46.0,
+    size_km=4.0,
+    seasons=(
+        SeasonSpec("2019", 2019, 0.0, 2, 0.1, 0.1),
+        SeasonSpec("2024", 2024, 120.0, 2, 0.1, 0.1),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory) -> SimulatedRegion:
+    return simulate_region(SMALL, tmp_path_factory.mktemp("sim"))
+
+
+@pytest.fixture(scope="module")
+def items(region: SimulatedRegion) -> list[dict]:
+    return json.loads(region.items.read_text())["features"]
+
+
+def read(path: str | Path) -> np.ndarray:
+    with rasterio.open(path) as source:
+        return source.read(1)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes().replace(str(folder).encode(), b"OUT")
+            found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def test_equal_specs_give_byte_equal_files(region: SimulatedRegion, tmp_path: Path) -> None:
+    again = simulate_region(SMALL, tmp_path / "again")
+    assert digests(again.out) == digests(region.out)
+
+
+def test_a_stopped_run_resumes_to_the_same_files(region: SimulatedRegion, tmp_path: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(name: str, done: int, total: int) -> None:
+        if done == 4:
+            raise StopError
+
+    with pytest.raises(StopError):
+        simulate_region(SMALL, tmp_path / "cut", progress=stop)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").rglob("*.tif")}
+    assert kept
+    seen = []
+    again = simulate_region(
+        SMALL, tmp_path / "cut", progress=lambda name, done, total: seen.append((done, total))
+    )
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+    assert digests(again.out) == digests(region.out)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_another_spec_in_the_same_folder_is_refused(region: SimulatedRegion) -> None:
+    with pytest.raises(UsageError, match="another spec") as caught:
+        simulate_region(dataclasses.replace(SMALL, seed=6), region.out)
+    assert caught.value.kind == "simulation-mismatch"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seasons": ()},
+        {"size_km": 500.0},
+        {"lat": 89.0},
+        {"style": "tropical"},
+        {"seasons": SMALL.seasons[:1] * 2},
+    ],
+)
+def test_an_impossible_spec_is_refused(change: dict) -> None:
+    with pytest.raises(UsageError):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_a_rising_equilibrium_line_shrinks_ice_inside_itself() -> None:
+    rises = (0.0, 40.0, 90.0, 160.0, 240.0)
+    seasons = tuple(SeasonSpec(str(2000 + k), 2000 + k, rise, 1) for k, rise in enumerate(rises))
+    spec = dataclasses.replace(SMALL, seasons=seasons)
+    states = grow_ice(spec, make_bed(spec))
+    areas = [int(state.ice.sum()) for state in states]
+    assert areas[0] > 0.03 * states[0].ice.size
+    assert all(later < earlier for earlier, later in itertools.pairwise(areas))
+    for earlier, later in itertools.pairwise(states):
+        assert not (later.ice & ~earlier.ice).any()
+        assert not (later.debris & ~later.ice).any()
+
+
+def test_later_delivered_outlines_lie_inside_earlier_ones(region: SimulatedRegion) -> None:
+    first, last = (np.isin(read(path), (1, 2)) for path in region.classes.values())
+    assert last.sum() < first.sum()
+    assert not (last & ~first).any()
+
+
+def test_divides_make_one_piece_per_glacier() -> None:
+    from scipy import ndimage
+
+    bed = make_bed(SMALL)
+    state = grow_ice(SMALL, bed)[0]
+    labels, kept = divide_glaciers(SMALL, bed, state.ice)
+    assert kept.sum() == (labels > 0).sum()
+    assert not (kept & ~state.ice).any()
+    for number in range(1, labels.max() + 1):
+        assert ndimage.label(labels == number)[1] == 1
+
+
+def test_reference_outlines_are_single_valid_disjoint_and_agree_with_the_class_raster(
+    region: SimulatedRegion,
+) -> None:
+    table = gpd.read_file(region.reference)
+    assert len(table) > 1
+    assert set(table.geom_type) == {"Polygon"}
+    assert table.geometry.is_valid.all()
+    assert table.rgi_id.is_unique
+    assert (table.area_km2 >= 0.0099).all()
+    assert table.rgi_id[0] == "SMALL-v1-G-00-00001"
+    assert len(table.columns) == 29
+    frame = frame_of(SMALL)
+    utm = table.to_crs(frame.epsg)
+    icy = np.isin(read(region.classes["2019"]), (1, 2))
+    assert utm.area.sum() == pytest.approx(icy.sum() * 100.0, rel=1e-6)
+    tree = shapely.STRtree(utm.geometry.to_numpy())
+    one, two = tree.query(utm.geometry.to_numpy(), predicate="intersects")
+    for a, b in zip(one, two, strict=True):
+        if a < b:
+            assert utm.geometry[a].intersection(utm.geometry[b]).area < 1e-3
+    cea = table.to_crs({"proj": "cea"}).area / 1e6
+    np.testing.assert_allclose(table.area_km2, cea, rtol=1e-9)
+
+
+def test_truth_lists_every_reference_glacier_in_every_season(region: SimulatedRegion) -> None:
+    reference = gpd.read_file(region.reference)
+    for label, path in region.truth.items():
+        listed = pd.read_csv(path.with_suffix(".csv"))
+        assert listed.ref_id.tolist() == reference.rgi_id.tolist()
+        classes = read(region.classes[label])
+        icy = np.isin(classes, (1, 2)).sum()
+        assert listed.area_km2.sum() == pytest.approx(icy * 1e-4, rel=3e-3)  # UTM scale
+        share = listed.area_debris_km2.sum() / listed.area_km2.sum()
+        assert share == pytest.approx((classes == 2).sum() / icy, rel=1e-3)
+    first = pd.read_csv(region.truth["2019"].with_suffix(".csv"))
+    np.testing.assert_allclose(first.area_km2, reference.area_km2, rtol=1e-9)
+
+
+def test_digital_numbers_carry_the_offset_of_their_processing_baseline(items: list[dict]) -> None:
+    optical = [item for item in items if item["collection"] == "sentinel-2-l2a"]
+    for item in optical:
+        properties = item["properties"]
+        new = properties["datetime"] >= "2022-01-25"
+        assert (float(properties["s2:processing_baseline"]) >= 4.0) == new
+        assert properties["earthsearch:boa_offset_applied"] is False
+        bands = item["assets"]["swir16"]["raster:bands"][0]
+        assert (bands["scale"], bands["offset"]) == (0.0001, -0.1 if new else 0)
+        numbers = read(item["assets"]["swir16"]["href"])
+        dark = np.percentile(numbers[numbers > 0], 0.5)
+        assert (dark > 950) == new
+    assert len({item["properties"]["s2:processing_baseline"] for item in optical}) == 2
+
+
+def test_items_describe_their_files(region: SimulatedRegion, items: list[dict]) -> None:
+    for item in items:
+        for asset in item["assets"].values():
+            with rasterio.open(asset["href"]) as source:
+                shape = asset.get("proj:shape", item["properties"].get("proj:shape"))
+                affine = asset.get("proj:transform", item["properties"].get("proj:transform"))
+                assert list(source.shape) == shape
+                assert list(source.transform)[:6] == pytest.approx(affine[:6], abs=1e-12)
+                assert source.crs.to_epsg() == item["properties"]["proj:epsg"]
+                assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+                assert source.block_shapes[0] == (512, 512)
+                described = asset["raster:bands"][0]
+                assert source.dtypes[0] == described["data_type"]
+                assert source.nodata == described.get("nodata")
+    static = pystac.Catalog.from_file(str(region.catalog))
+    assert {item.id for item in static.get_items(recursive=True)} == {i["id"] for i in items}
+    assert {i["collection"] for i in items} == {
+        "sentinel-2-l2a", "sentinel-1-rtc", "cop-dem-glo-30",
+    }  # fmt: skip
+
+
+def test_radar_is_linear_power_with_speckle(region: SimulatedRegion, items: list[dict]) -> None:
+    item = next(i for i in items if i["collection"] == "sentinel-1-rtc")
+    vv, vh = (read(item["assets"][key]["href"]) for key in ("vv", "vh"))
+    seen = vv != -32768
+    assert seen.mean() > 0.5
+    assert (vv[seen] > 0).all()
+    assert np.median(vh[seen]) < np.median(vv[seen])
+    assert -16 < 10 * np.log10(np.median(vv[seen])) < -5
+
+
+def test_the_elevation_model_matches_the_ground(items: list[dict]) -> None:
+    item = next(i for i in items if i["collection"] == "cop-dem-glo-30")
+    bed = make_bed(SMALL)
+    with rasterio.open(item["assets"]["data"]["href"]) as source:
+        height = next(source.sample([(SMALL.lon, SMALL.lat)]))[0]
+        assert source.transform.a == pytest.approx(1 / 3600)
+    middle = bed[195:205, 195:205]
+    assert middle.min() - 30 < height < middle.max() + 250  # ice may lie on it
+
+
+def test_drawn_reflectance_has_the_measured_mean_and_spread() -> None:
+    fields = np.random.default_rng(3).standard_normal((6, 200_000), dtype=np.float32)
+    for name, (mean, covariance) in load_spectra().items():
+        values = draw((mean, covariance), fields).astype(np.float64)
+        np.testing.assert_allclose(values.mean(axis=1), mean, rtol=0.02, err_msg=name)
+        spread = np.sqrt(np.diag(covariance))
+        np.testing.assert_allclose(values.std(axis=1), spread, rtol=0.06, err_msg=name)
+
+
+def test_rendered_sunlit_ice_and_snow_look_as_measured() -> None:
+    # A clear scene of ice everywhere, then snow everywhere; pixels lit as a level surface (5 %).
+    # Tolerance 12 % of the mean, 45 % of the spread: texture is correlated and haze is added.
+    bed = make_bed(SMALL)
+    everywhere = np.ones(bed.shape, dtype=bool)
+    state = IceState(everywhere, ~everywhere, bed, np.full_like(bed, bed.max() + 200.0))
+    ground = cover_ground(SMALL, bed, state, first=state)
+    plan = plan_acquisitions(SMALL, SMALL.seasons[0])[1]
+    sun = sun_position(plan.when, lon=SMALL.lon, lat=SMALL.lat)
+    for snowiness, name in ((-3.0, "ice"), (9.0, "snow")):
+        clear = dataclasses.replace(plan, cloud=0.0, snowiness=snowiness)
+        scene = render_optical(SMALL, ground, clear, sun=sun, convergence_deg=0.0)
+        light = light_ground(ground.height, azimuth_deg=sun[0], elevation_deg=sun[1])
+        level = (np.abs(light.direct - 1.0) < 0.05) & (light.lit == 1.0)
+        pure = level & (ground.classes == 1)
+        assert pure.sum() > 3000
+        mean, covariance = load_spectra()[name]
+        for k, band in enumerate(BANDS[:4]):
+            values = scene.bands[band][pure].astype(np.float64) / 10000.0
+            assert values.mean() == pytest.approx(mean[k], rel=0.12), (name, band)
+            assert values.std() == pytest.approx(covariance[k, k] ** 0.5, rel=0.45), (name, band)
+
+
+def test_shadows_fall_away_from_the_sun() -> None:
+    height = np.zeros((60, 60), dtype=np.float32)
+    height[30, 30] = 100.0
+    light = light_ground(height, azimuth_deg=90.0, elevation_deg=45.0)
+    shaded = np.argwhere(light.lit < 0.5)
+    assert len(shaded) >= 8
+    assert (shaded[:, 0] == 30).all()
+    assert (shaded[:, 1] < 30).all()
+
+
+def test_the_sun_stands_south_at_noon_in_the_north_and_north_in_the_south() -> None:
+    import datetime as dt
+
+    noon = dt.datetime(2020, 6, 21, 12, 2, tzinfo=dt.UTC)
+    azimuth, elevation = sun_position(noon, lon=0.0, lat=46.0)
+    assert azimuth == pytest.approx(180.0, abs=2.0)
+    assert elevation == pytest.approx(90 - 46 + 23.44, abs=0.3)
+    azimuth, _ = sun_position(noon, lon=0.0, lat=-46.0)
+    assert min(azimuth, 360 - azimuth) < 2.0
+
+
+def test_the_demonstration_is_in_no_training_set() -> None:
+    demo, training = demo_spec(), training_specs()
+    assert len(training) == 10
+    assert len({spec.seed for spec in (demo, *training)}) == 11
+    for spec in training:
+        assert spec.name != demo.name
+        assert max(abs(spec.lon - demo.lon), abs(spec.lat - demo.lat)) > 1.0
+        assert len(spec.seasons) == 2
+    assert {spec.lat > 0 for spec in training} == {True, False}
+    assert {spec.style for spec in training} == {"alpine", "himalaya", "arctic"}
+
+
+def test_the_demonstration_spans_two_overlapping_granules() -> None:
+    spec = demo_spec()
+    granules = granules_of(spec, frame_of(spec))
+    assert len(granules) == 2
+    (_, _, a0, a1), (_, _, b0, b1) = (granule.window for granule in granules)
+    assert (a0, b1) == (0, spec.side_px)
+    assert b0 < a1
+
+
+@pytest.mark.slow
+def test_no_band_ratio_maps_the_demonstration(tmp_path: Path) -> None:
+    """Red over SWIR, threshold and blue limit tuned on the truth itself, stays at 0.70 or less."""
+    spec = dataclasses.replace(demo_spec(), sar=False, dem=False)
+    made = simulate_region(spec, tmp_path / "demo")
+    items = json.loads(made.items.read_text())["features"]
+    areas = []
+    for season in spec.seasons:
+        classes = read(made.classes[season.label])
+        truth = np.isin(classes, (1, 2))
+        areas.append(float(truth.mean()))
+        red, blue, swir = (
+            _median(items, spec, season.year, key) for key in ("red", "blue", "swir16")
+        )
+        ratio = red / np.maximum(swir, 1e-4)
+        best = 0.0
+        for threshold in np.arange(0.8, 5.0, 0.2):
+            for limit in (0.0, 0.05, 0.1, 0.15):
+                found = (ratio > threshold) & (blue > limit)
+                best = max(best, float((found & truth).sum() / (found | truth).sum()))
+        debris = float((classes == 2).sum() / truth.sum())
+        print(
+            f"{season.label}: band ratio IoU {best:.3f}, debris {debris:.2f}, ice {areas[-1]:.3f}"
+        )
+        assert best <= 0.70
+        assert 0.25 <= debris <= 0.45
+    assert 0.15 <= areas[0] <= 0.30
+    assert 0.72 <= areas[-1] / areas[0] <= 0.82
+
+
+def _median(items: list[dict], spec: RegionSpec, year: int, key: str) -> np.ndarray:
+    frame = frame_of(spec)
+    layers = []
+    days = sorted(
+        {i["properties"]["datetime"] for i in items if i["properties"]["datetime"][:4] == str(year)}
+    )
+    for day in days:
+        whole = np.full((spec.side_px, spec.side_px), np.nan, dtype=np.float32)
+        for item in items:
+            if item["properties"]["datetime"] != day:
+                continue
+            asset, scl = item["assets"][key], read(item["assets"]["scl"]["href"])
+            numbers = read(asset["href"])
+            if numbers.shape == scl.shape:
+                numbers = np.kron(numbers, np.ones((2, 2), dtype=numbers.dtype))
+            hidden = np.kron(np.isin(scl, (0, 3, 8, 9, 10)), np.ones((2, 2), dtype=bool))
+            bands = asset["raster:bands"][0]
+            value = np.where(hidden, np.nan, numbers * bands["scale"] + bands["offset"])
+            col = round((asset["proj:transform"][2] - frame.left) / 10)
+            row = round((frame.top - asset["proj:transform"][5]) / 10)
+            whole[row : row + value.shape[0], col : col + value.shape[1]] = value
+        layers.append(whole)
+    stack = np.stack(layers)
+    stack[:, np.isnan(stack).all(axis=0)] = 0.0
+    return np.nanmedian(stack, axis=0)
