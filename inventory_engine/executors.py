@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
-from catalog.errors import SourceError, UsageError
+from catalog.errors import EngineError, SourceError, UsageError
 from inventory_engine import __version__
 from inventory_engine.settings import DaskSettings, RaySettings, Workers, set_process_environment
+from inventory_engine.work import Job, Task, describe_fatal
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -40,15 +41,12 @@ __all__ = [
     "stop_on_signals",
 ]
 
-Job = dict[str, Any]
-Task = Callable[[Job], Job]
-
 _GIB_PER_WORKER = 1.5
 _TRIES = 3
 # ^ a task that kills its worker is tried this often, then recorded
 
 
-class Stopped(BaseException):  # noqa: N818 - a request, not an error; nothing may swallow it
+class Stopped(BaseException):
     """The run was asked to stop by Ctrl-C or SIGTERM."""
 
 
@@ -116,13 +114,22 @@ def end_children(*, grace_s: float = 2.0) -> None:
 def stop_on_signals() -> None:
     """Turn the first Ctrl-C or SIGTERM into :class:`Stopped`; later ones change nothing."""
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, _frame: object) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(signal.Signals(number).name)
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
+
+
+def build_task(make_task: Callable[[], Task]) -> Task:
+    """Build a task; where that cannot be, a task that answers every job with the reason."""
+    try:
+        return make_task()
+    except EngineError as error:
+        fatal = describe_fatal(error)
+    return lambda job: {"key": job["key"], "failed": None, "fatal": fatal}
 
 
 def worker_count(wanted: Workers) -> int:
@@ -160,7 +167,7 @@ def _on_worker(make_task: Callable[[], Task], token: str, driver: Job, job: Job)
     guard(driver)
     if token not in _made:
         _made.clear()
-        _made[token] = make_task()
+        _made[token] = build_task(make_task)
     return _made[token](job)
 
 
@@ -214,7 +221,7 @@ class DaskExecutor:
         found = set(client.run(_worker_version).values())
         if found - {__version__}:
             raise UsageError(
-                f"workers at {address} run engine {', '.join(sorted(found))}, this is {__version__}",
+                f"workers at {address} run {', '.join(sorted(found))}, this is {__version__}",
                 kind="version-skew",
             )
         return client
@@ -267,6 +274,7 @@ def worker_died(job: Job) -> Job:
     """Answer for a job that ended its worker every time it was tried."""
     return {
         "key": job["key"],
+        "fatal": None,
         "failed": {
             "kind": "worker-killed",
             "reason": f"its worker process died {_TRIES} times, perhaps for want of memory",
@@ -285,8 +293,9 @@ class _Guarded:
         self._driver = driver
 
     def __call__(self) -> Task:
+        """Build the task in the worker."""
         guard(self._driver)
-        return self._make_task()
+        return build_task(self._make_task)
 
 
 class RayExecutor:
@@ -338,7 +347,15 @@ class RayExecutor:
         if not self._started:
             self._connect()
         workers = min(worker_count(self._settings.workers), len(jobs))
-        yield from run_on_ray(_Guarded(make_task, _driver()), jobs, workers=workers)
+        import ray
+
+        try:
+            yield from run_on_ray(_Guarded(make_task, _driver()), jobs, workers=workers)
+        except ray.exceptions.RayError as error:
+            raise SourceError(
+                f"the Ray cluster was lost or its workers died again and again: {error}",
+                kind="cluster-lost",
+            ) from error
 
     def close(self) -> None:
         """Leave or end the cluster and remove its folder."""

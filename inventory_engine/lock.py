@@ -26,7 +26,7 @@ from obstore.exceptions import AlreadyExistsError, NotFoundError, PreconditionEr
 from catalog.cube import Workspace
 from catalog.errors import EngineError, StoreError
 
-__all__ = ["Busy", "Holder", "Lease", "hold"]
+__all__ = ["BusyError", "Holder", "Lease", "hold", "holder_of"]
 
 _NAME = "run.lock"
 _BEAT_S = 10.0
@@ -55,7 +55,7 @@ class Holder:
         return f"{self.user} on {self.host}, process {self.pid}, since {self.since}"
 
 
-class Busy(EngineError):
+class BusyError(EngineError):
     """Another run holds the workspace: nothing is wrong, there is nothing to do."""
 
     default_kind = "already-running"
@@ -73,9 +73,22 @@ def _parse(data: bytes) -> Holder | None:
         return None
 
 
-def _busy(workspace: Workspace, holder: Holder | None) -> Busy:
+def _busy(workspace: Workspace, holder: Holder | None) -> BusyError:
     who = str(holder) if holder else "another run that has just started"
-    return Busy(f"already running in {workspace.url}: {who}")
+    return BusyError(f"already running in {workspace.url}: {who}")
+
+
+def holder_of(workspace: Workspace) -> Holder | None:
+    """Who holds the workspace now; None where nobody does, as far as can be told from here."""
+    data = workspace.get(_NAME)
+    if data is None or workspace.local is None:
+        return _parse(data) if data else None
+    with workspace.path(_NAME).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _parse(data)
+    return None
 
 
 @contextmanager
@@ -89,7 +102,7 @@ def hold(workspace: Workspace) -> Iterator[Callable[[], None]]:
 
     Raises
     ------
-    Busy
+    BusyError
         Where another run holds it; the message says who, where and since when.
     StoreError
         Where the lock cannot be written.
@@ -158,7 +171,7 @@ class Lease:
 
         Raises
         ------
-        Busy
+        BusyError
             Where its holder is alive.
         """
         if not self._put("create"):

@@ -54,6 +54,8 @@ def _clean(value: Any) -> Any:
 
 def quiet() -> None:
     """Keep libraries from writing to the terminal; errors reach the user through the engine."""
+    logging.disable(logging.WARNING)
+    # ^ Ray Data sets its loggers' levels anew at each use, so levels alone do not hold
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(distributed|dask|ray|zarr|pyproj)\b.*")

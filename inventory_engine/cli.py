@@ -1,0 +1,247 @@
+"""The command line. Exit codes: 0 done (or another run is at it), 2 bad settings before any work,
+3 finished with recorded failures, 4 stopped and can be resumed.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from catalog.errors import EngineError, UsageError
+from inventory_engine import __version__
+from inventory_engine.executors import Stopped, end_children, stop_on_signals
+from inventory_engine.lock import BusyError
+from inventory_engine.logs import quiet, redact
+from inventory_engine.settings import EXAMPLE, load_settings, set_process_environment
+
+if TYPE_CHECKING:
+    from inventory_engine.pipeline import Summary
+
+__all__ = ["app", "main"]
+
+DONE, BAD_SETTINGS, WITH_FAILURES, STOPPED = 0, 2, 3, 4
+
+app = typer.Typer(
+    name="inventory-engine",
+    help="Map glaciers and how they change: from a STAC query to outlines and a change report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+SettingsFile = Annotated[
+    Path, typer.Argument(help="Settings file; `init` writes an example.", show_default=True)
+]
+_REGION_FILE = Path("region.yaml")
+
+
+def _console() -> Console:
+    return Console(stderr=False)
+
+
+def _finish(console: Console, summary: Summary) -> None:
+    from inventory_engine.display import failure_table, summary_line
+
+    console.print(summary_line(summary), highlight=False)
+    if summary.failed:
+        console.print(failure_table(summary))
+        raise typer.Exit(WITH_FAILURES)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"inventory-engine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(settings: SettingsFile = _REGION_FILE) -> None:
+    """Do everything that is not done yet: cubes, maps, outlines, change, report."""
+    from inventory_engine.display import RichShow
+    from inventory_engine.pipeline import run_pipeline
+
+    wanted = load_settings(settings)
+    console = _console()
+    with RichShow(console) as show:
+        summary = run_pipeline(wanted, show=show)
+    _finish(console, summary)
+
+
+@app.command()
+def plan(settings: SettingsFile = _REGION_FILE) -> None:
+    """Tell what a run would do, without doing it."""
+    from inventory_engine.display import preview_table
+    from inventory_engine.pipeline import preview
+
+    _console().print(preview_table(preview(load_settings(settings))))
+
+
+@app.command()
+def status(settings: SettingsFile = _REGION_FILE) -> None:
+    """Tell what is done, what failed, and whether a run is going on."""
+    from inventory_engine.status import print_status
+
+    print_status(load_settings(settings), _console())
+
+
+@app.command()
+def change(
+    settings: SettingsFile = _REGION_FILE,
+    first: Annotated[str, typer.Option("--from", help="Label of the earlier season.")] = "",
+    last: Annotated[str, typer.Option("--to", help="Label of the later season.")] = "",
+) -> None:
+    """Report the change between any two seasons that are published."""
+    from inventory_engine.pipeline import run_change
+
+    wanted = load_settings(settings)
+    labels = wanted.season_labels
+    console = _console()
+    _finish(console, run_change(wanted, first or labels[0], last or labels[-1]))
+
+
+@app.command()
+def report(settings: SettingsFile = _REGION_FILE) -> None:
+    """Write the report again from what is in the workspace."""
+    from inventory_engine.pipeline import run_pipeline
+
+    _finish(_console(), run_pipeline(load_settings(settings), only=["report"]))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demonstration makes.")] = (
+        Path("demo")
+    ),
+) -> None:
+    """Make up a region with known truth, map it, and score the result."""
+    from inventory_engine.demo import run_demo
+    from inventory_engine.display import RichShow
+
+    console = _console()
+    with RichShow(console) as show:
+        summary, table = run_demo(out, show=show)
+    console.print(table)
+    console.print(f"report: {out / 'report' / 'index.html'}", highlight=False)
+    _finish(console, summary)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder for scenes, catalogue and truth.")],
+    region: Annotated[str, typer.Option(help="`demo` or the name of a training region.")] = "demo",
+) -> None:
+    """Make up a region: terrain, glaciers, scenes and a STAC catalogue, with known truth."""
+    from catalog.simulation import demo_spec, simulate_region, training_specs
+
+    specs = {"demo": demo_spec()} | {spec.name: spec for spec in training_specs()}
+    if region not in specs:
+        raise UsageError(f"there is no region {region!r}; known are {', '.join(specs)}")
+    console = _console()
+    with _bar(console, "region") as progress:
+        made = simulate_region(specs[region], out, progress=progress)
+    console.print(f"{made.items}\n{made.reference}", highlight=False)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="Folder for the ensemble.")],
+    work: Annotated[Path, typer.Option(help="Folder for regions and finished members.")] = (
+        Path("work-train")
+    ),
+    workers: Annotated[int, typer.Option(min=1, help="Members trained at the same time.")] = 2,
+) -> None:
+    """Train an ensemble on made-up regions by regional cross-validation."""
+    from model_serving.training import train_ensemble
+
+    console = _console()
+    with _bar(console, "training") as progress:
+        card = train_ensemble(out, work=work, workers=workers, progress=progress)
+    console.print(f"{len(card['members'])} members in {out}", highlight=False)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Settings file to write.")] = _REGION_FILE,
+    outlines: Annotated[str, typer.Option(help="Reference outlines of your region.")] = (
+        "outlines.gpkg"
+    ),
+) -> None:
+    """Write a commented example of a settings file."""
+    if path.exists():
+        raise UsageError(f"{path} exists already; give another name")
+    try:
+        path.write_text(EXAMPLE.format(outlines=outlines), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    _console().print(f"{path}: edit it, then `inventory-engine plan {path}`", highlight=False)
+
+
+class _bar:  # noqa: N801
+    """A progress bar around work that reports a name, how many are done, and how many there are."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.progress import Progress
+
+        self._progress = Progress(console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task(title, total=None)
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        self._progress.start()
+        return lambda name, done, total: self._progress.update(
+            self._task, description=name, completed=done, total=total
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    quiet()
+    set_process_environment()
+    stop_on_signals()
+    errors = Console(stderr=True)
+    try:
+        app()
+    except UsageError as error:
+        errors.print(f"[red]{escape(redact(str(error)))}[/red]", highlight=False)
+        _leave(BAD_SETTINGS)
+    except BusyError as error:
+        errors.print(escape(redact(str(error))), highlight=False)
+        _leave(DONE)
+    except EngineError as error:
+        errors.print(f"[red]{escape(redact(str(error)))}[/red]", highlight=False)
+        errors.print("stopped; the same command goes on where this one ended", highlight=False)
+        _leave(STOPPED)
+    except Stopped as request:
+        errors.print(f"stopped by {request}; the same command goes on from here", highlight=False)
+        _leave(STOPPED)
+
+
+def _leave(code: int) -> None:
+    """End at once and for certain: libraries' own endings may wait for workers that are gone."""
+    end_children()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""What there is to do: the region, its scenes, and the identity of a workspace.
+
+Nothing here computes a product; the only thing written is ``region.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import shapely
+
+from catalog.assets import AssetPolicy
+from catalog.cube import Workspace
+from catalog.errors import SetAside, UsageError
+from catalog.glaciers import ReferenceInventory, read_reference
+from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes, region_grid
+from catalog.search import open_source
+from catalog.sensors import Scene
+from inventory_engine import __version__
+from inventory_engine.receipts import Ledger
+from inventory_engine.settings import Settings
+from inventory_engine.work import map_fingerprint
+
+if TYPE_CHECKING:
+    from change_detection.divides import GlacierBatch
+    from model_serving.ensemble import Ensemble
+
+__all__ = [
+    "Context",
+    "Region",
+    "Scenes",
+    "claim_workspace",
+    "open_region",
+    "search_scenes",
+    "versions",
+]
+
+_REGION = "region.json"
+_SHOWN_VERSIONS = ("numpy", "rasterio", "scipy", "shapely", "stackstac", "torch", "zarr")
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One region as its settings describe it."""
+
+    settings: Settings
+    workspace: Workspace
+    reference: ReferenceInventory
+    grid: RegionGrid
+    shards: tuple[Shard, ...]
+    """Shards near the reference outlines: the only ones that are touched."""
+    batches: tuple[GlacierBatch, ...]
+    policy: AssetPolicy
+
+    @property
+    def boxes(self) -> list[LonLatBox]:
+        """Boxes in degrees that cover all shards."""
+        sides = [shard.bounds for shard in self.shards]
+        lefts, bottoms, rights, tops = zip(*sides, strict=True)
+        return lonlat_boxes((min(lefts), min(bottoms), max(rights), max(tops)), self.grid)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenes:
+    """Scenes of all seasons, and what the catalogue offered that could not be used."""
+
+    optical: dict[str, tuple[Scene, ...]]
+    sar: dict[str, tuple[Scene, ...]] | None
+    """None where radar is not asked for."""
+    dem: tuple[Scene, ...] | None
+    """None where terrain is not asked for."""
+    set_aside: tuple[tuple[str, SetAside], ...]
+    """Season (``region`` for elevation) and fault; sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything the stages need to know of one run."""
+
+    region: Region
+    scenes: Scenes
+    ensemble: Ensemble
+    ledger: Ledger
+
+    @property
+    def threads(self) -> int:
+        """Threads of one inference task."""
+        return self.region.settings.compute.threads_per_task
+
+    @property
+    def map_fingerprint(self) -> str:
+        """Ensemble and runtime of the map stage."""
+        return map_fingerprint(self.ensemble.fingerprint, self.threads)
+
+    def interval(self, season: str) -> tuple[str, str] | None:
+        """First and last day of a season."""
+        window = self.region.settings.seasons.get(season)
+        return (window.start.isoformat(), window.end.isoformat()) if window else None
+
+
+def open_region(settings: Settings) -> Region:
+    """Read the reference outlines and lay the grid over them.
+
+    Raises
+    ------
+    UsageError
+        Where the outlines cannot be used, or a setting asks for something impossible.
+    """
+    from change_detection.divides import glacier_batches
+
+    reference = read_reference(settings.outlines, id_field=settings.outlines_id_field)
+    lon, lat = shapely.get_coordinates(reference.frame.geometry.to_numpy()).T
+    wanted = settings.grid
+    grid = region_grid(
+        lon,
+        lat,
+        resolution_m=wanted.resolution_m,
+        margin_m=wanted.margin_m,
+        shard_px=wanted.shard_px,
+        chunk_px=wanted.chunk_px,
+    )
+    outlines = list(reference.frame.geometry.to_crs(grid.proj4))
+    shards = grid.shards_near(outlines, max(wanted.margin_m, settings.inventory.growth_m))
+    batches = glacier_batches(reference.frame, grid, growth_m=settings.inventory.growth_m)
+    return Region(
+        settings,
+        Workspace(settings.workspace),
+        reference,
+        grid,
+        tuple(shards),
+        tuple(batches),
+        AssetPolicy(allowed=settings.catalog.policy_allowed),
+    )
+
+
+def _identity(region: Region) -> dict[str, Any]:
+    """Facts about a workspace that no later run may change."""
+    collections = region.settings.catalog.collections
+    layers = ["optical", *(["sar"] if collections.sar else [])]
+    return {
+        "name": region.settings.name,
+        "grid": region.grid.to_dict(),
+        "layers": layers + (["terrain"] if collections.dem else []),
+        "growth_m": region.settings.inventory.growth_m,
+    }
+
+
+def claim_workspace(region: Region) -> None:
+    """Write ``region.json``, or check that the workspace belongs to this region.
+
+    Raises
+    ------
+    UsageError
+        ``workspace-mismatch`` where the workspace was made with other settings.
+    """
+    wanted = _identity(region)
+    data = region.workspace.get(_REGION)
+    if data is None:
+        text = json.dumps(wanted | {"engine": __version__, "crs": region.grid.wkt}, indent=1)
+        region.workspace.put(_REGION, text.encode() + b"\n")
+        return
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = {}
+    differing = sorted(_differences(found, wanted))
+    if differing:
+        raise UsageError(
+            f"the workspace {region.workspace.url} was made with other settings: "
+            + "; ".join(differing)
+            + ". Restore the former outlines and settings, or name a new workspace.",
+            kind="workspace-mismatch",
+        )
+
+
+def stored_grid(settings: Settings) -> tuple[Workspace, RegionGrid]:
+    """Open a workspace that exists, with the grid it was made with.
+
+    Raises
+    ------
+    UsageError
+        Where nothing was run in it yet.
+    """
+    workspace = Workspace(settings.workspace)
+    data = workspace.get(_REGION)
+    try:
+        return workspace, RegionGrid.from_dict(json.loads(data or b"{}")["grid"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"nothing was run in {workspace.url} yet: `inventory-engine run` first"
+        ) from None
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    for key, value in wanted.items():
+        there = found.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            yield from _differences(there, value)
+        elif there != value:
+            yield f"{key} is {there} there and {value} here"
+
+
+def search_scenes(region: Region) -> Scenes:
+    """Ask the catalogue for every season's scenes.
+
+    Raises
+    ------
+    SourceError
+        Where the catalogue cannot be reached or is incomplete.
+    UsageError
+        Where it knows nothing of what was asked for.
+    """
+    wanted = region.settings.catalog
+    source = open_source(wanted.url, policy=region.policy)
+    boxes = region.boxes
+    aside: list[tuple[str, SetAside]] = []
+
+    def find(names: Sequence[str], label: str, *, clouds: float | None = None) -> tuple[Scene, ...]:
+        season = region.settings.seasons.get(label)
+        result = source.search(
+            collections=names,
+            boxes=boxes,
+            start=season.start.isoformat() if season else None,
+            end=season.end.isoformat() if season else None,
+            max_cloud_percent=clouds,
+        )
+        aside.extend((label, fault) for fault in result.set_aside)
+        return tuple(result.scenes)
+
+    labels = region.settings.season_labels
+    names = wanted.collections
+    return Scenes(
+        {s: find(names.optical, s, clouds=wanted.max_cloud_percent) for s in labels},
+        {s: find(names.sar, s) for s in labels} if names.sar else None,
+        find(names.dem, "region") if names.dem else None,
+        tuple(sorted(aside)),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the engine and of what decides its numbers."""
+    return {"inventory-engine": __version__} | {name: version(name) for name in _SHOWN_VERSIONS}

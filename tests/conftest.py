@@ -1,0 +1,155 @@
+"""What the engine's tests share: a small made-up region, a small ensemble, settings for them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from servers import stac_server
+
+from catalog.cube import CLASSES
+from catalog.simulation import RegionSpec, SeasonSpec, SimulatedRegion, simulate_region
+from model_serving.ensemble import CARD, pack_member
+from model_serving.features import CHANNELS
+from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
+
+COMMAND = [sys.executable, "-m", "inventory_engine.cli"]
+
+
+def write_ensemble(folder: Path, *, members: int = 3, window_px: int = 128) -> Path:
+    """Write an ensemble of untrained networks whose card is a valid one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for seed in range(members):
+        torch.manual_seed(7 + seed)
+        network = GlacierSeg(GlacierSegConfig())
+        data = pack_member(network)
+        name = f"member-f{seed}-s0"
+        (folder / f"{name}.safetensors").write_bytes(data)
+        entries.append(
+            {
+                "name": name,
+                "fold": seed,
+                "seed": 0,
+                "mean": [0.0] * len(CHANNELS),
+                "std": [1.0] * len(CHANNELS),
+                "trained_on": [],
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+    card = {
+        "format": 1,
+        "name": "untrained",
+        "summary": "Untrained networks for tests.",
+        "channels": list(CHANNELS),
+        "classes": list(CLASSES),
+        "network": GlacierSegConfig().to_dict(),
+        "window_px": window_px,
+        "resolution_m": [10, 30],
+        "regions": [],
+        "members": entries,
+        "area_calibration": {"scale": 1.0, "regional_scale": 1.0, "source": "untrained, for tests"},
+    }
+    (folder / CARD).write_text(json.dumps(card))
+    return folder
+
+
+SMALL = RegionSpec(
+    name="SMALL",
+    seed=11,
+    style="alpine",
+    lon=-29.43,
+    lat=46.55,
+    size_km=4.0,
+    seasons=(
+        SeasonSpec("2018", 2018, 0.0, 2, 0.1, 0.1),
+        SeasonSpec("2024", 2024, 80.0, 2, 0.1, 0.1),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small region, and how to describe it to the engine."""
+
+    region: SimulatedRegion
+    ensemble: Path
+
+    def settings(self, folder: Path, url: str | None = None, **changes: object) -> Path:
+        """Write a settings file for the region into a folder; returns its path."""
+        values: dict[str, object] = {
+            "name": "small",
+            "outlines": str(self.region.reference),
+            "catalog": {
+                "url": url or str(self.region.items),
+                "collections": {
+                    "optical": ["sentinel-2-l2a"],
+                    "sar": ["sentinel-1-rtc"],
+                    "dem": ["cop-dem-glo-30"],
+                },
+                "allowed": [str(self.region.out)],
+            },
+            "seasons": {
+                "2018": {"start": "2018-07-01", "end": "2018-10-15"},
+                "2024": {"start": "2024-07-01", "end": "2024-10-15"},
+            },
+            "grid": {"resolution_m": 40, "margin_m": 100, "shard_px": 64, "chunk_px": 32},
+            "model": {"ensemble": str(self.ensemble)},
+            "workspace": "work",
+            "compute": {"dask": {"address": "serial"}, "ray": {"address": "serial"}},
+        }
+        values |= changes
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "region.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return path
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """A made-up region of 4 km with two seasons, and an untrained ensemble."""
+    root = tmp_path_factory.mktemp("small")
+    return Small(simulate_region(SMALL, root / "region"), write_ensemble(root / "ensemble"))
+
+
+@pytest.fixture
+def stac(small: Small) -> Iterator[str]:
+    """The small region behind a real STAC API."""
+    with stac_server(small.region.items) as url:
+        yield url
+
+
+@pytest.fixture
+def engine() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command line in a process group of its own; ends what is left."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            **options,  # type: ignore[call-overload]
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
