@@ -368,10 +368,11 @@ class WindowSampler:
         light = optical**2 * gain[:, None, None] + haze[:, None, None]
         light += rng.normal(0, 0.004, optical.shape)
         raw[GROUPS["optical"]] = np.sqrt(np.maximum(light, 0))
-        if rng.random() < 0.4:
+        raw[GROUPS["sar"]] += rng.normal(0, 0.7)
+        # One window in three has optical bands alone, as where there is neither DEM nor radar.
+        lost = rng.choice(4, p=(0.35, 0.3, 0.1, 0.25))
+        if lost in (0, 1):
             raw[GROUPS["sar"]] = np.nan
-        else:
-            raw[GROUPS["sar"]] += rng.normal(0, 0.7)
-        if rng.random() < 0.3:
+        if lost in (0, 2):
             raw[GROUPS["terrain"]] = np.nan
         return raw
