@@ -5,9 +5,11 @@ The one law: nothing is opened that the policy did not allow, and only as a GeoT
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +48,8 @@ _MAX_BLOCK_BYTES = 256 * 2**20
 # ^ a header can claim anything: GDAL allocates one block before it notices a lie
 _CONNECT_S, _READ_S = 5.0, 60.0
 _TRIES = 5
+_GARBLED = "source-garbled"
+# ^ the server answers, but not with a raster; after five times it is the content
 
 
 def gdal_env() -> dict[str, str | int]:
@@ -58,8 +62,10 @@ def gdal_env() -> dict[str, str | int]:
         "GDAL_NUM_THREADS": "1",
         "GDAL_HTTP_CONNECTTIMEOUT": str(int(_CONNECT_S)),
         "GDAL_HTTP_TIMEOUT": str(int(_READ_S)),
-        "GDAL_HTTP_MAX_RETRY": "0",
-        # ^ GDAL does not retry a body that was cut half-way, so the retries are ours
+        "GDAL_HTTP_MAX_RETRY": "2",
+        "GDAL_HTTP_RETRY_DELAY": "0.2",
+        # ^ for single bad answers; it does not cure a body that was cut half-way, so we try again
+        #   around it, see `retrying`
         "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
         "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",
         # ^ a failed answer must not be remembered by the next try
@@ -107,6 +113,27 @@ class AssetPolicy:
         if "://" in href:
             return self._check_url(href)
         return self._check_path(href)
+
+    def check_address(self, url: str) -> None:
+        """Refuse a host let in by a wildcard whose address is not a public one.
+
+        Raises
+        ------
+        DataError
+            ``href-refused``.
+        SourceError
+            Where the name cannot be resolved.
+        """
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").lower(), parts.port or 443
+        if any(_host_matches(entry, host, port) for entry in self.allowed if "*" not in entry):
+            return
+        try:
+            found = {str(info[4][0]) for info in socket.getaddrinfo(host, port)}
+        except OSError as error:
+            raise SourceError(f"host {host!r} cannot be resolved: {error}") from None
+        if not all(ipaddress.ip_address(address).is_global for address in found):
+            raise _refused(url, "its host has a private address")
 
     def _check_url(self, href: str) -> str:
         try:
@@ -215,6 +242,7 @@ class OpenAssets:
         self._policy = policy
         self._sleep = sleep
         self._open: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S), retries=False
         )
@@ -248,14 +276,22 @@ class OpenAssets:
         Raises
         ------
         DataError
-            ``href-refused``, ``asset-missing``, ``not-a-geotiff``, ``raster-too-large`` or
-            ``geo-mismatch``.
+            ``href-refused``, ``asset-missing``, ``asset-forbidden``, ``not-a-geotiff``,
+            ``raster-too-large`` or ``geo-mismatch``.
         SourceError
             Where the source cannot be reached in five tries.
         """
         path = self._policy.check(band.href)
+        try:
+            return retrying(lambda: self._dataset(path, band), sleep=self._sleep)
+        except SourceError as error:
+            if error.kind != _GARBLED:
+                raise
+            raise DataError(str(error), kind="not-a-geotiff") from None
+
+    def _dataset(self, path: str, band: BandSource) -> Any:
         if path not in self._open:
-            self._open[path] = retrying(lambda: self._open_checked(path, band), sleep=self._sleep)
+            self._open[path] = self._open_checked(path, band)
         return self._open[path]
 
     def read(self, band: BandSource, window: Window) -> npt.NDArray[Any]:
@@ -273,13 +309,13 @@ class OpenAssets:
             Where the source cannot be reached in five tries.
         """
         path = self._policy.check(band.href)
+        self.dataset(band)
 
         def attempt() -> npt.NDArray[Any]:
             try:
-                pixels: npt.NDArray[Any] = self.dataset(band).read(1, window=window)
-            except (RasterioError, MemoryError) as error:
-                self._drop(path)
-                raise self._read_fault(path, error) from None
+                pixels: npt.NDArray[Any] = self._dataset(path, band).read(1, window=window)
+            except RasterioError as error:
+                raise self._read_fault(path, window, error) from None
             return pixels
 
         return retrying(attempt, before_retry=lambda: self._drop(path), sleep=self._sleep)
@@ -307,38 +343,60 @@ class OpenAssets:
 
     def _probe(self, url: str) -> None:
         """Ask for the first byte: GDAL's own errors do not tell an absence from an outage."""
+        self._policy.check_address(url)
         try:
             answer = self._http.request(
                 "GET", url, headers={"Range": "bytes=0-0"}, redirect=False, preload_content=False
             )
-            status = answer.status
+            status, size = answer.status, answer.headers.get("content-range", "")
             answer.close()
         except urllib3.exceptions.HTTPError as error:
             raise SourceError(
                 f"{public_href(url)} cannot be reached: {type(error).__name__}"
             ) from None
         if 300 <= status < 400:
-            raise DataError(
-                f"{public_href(url)} is a redirect, which is not followed", kind="href-refused"
-            )
+            raise _refused(url, "it is a redirect, and those are not followed")
         if status == 429 or status >= 500:
             raise SourceError(f"{public_href(url)} answers HTTP {status}")
         if status >= 400:
-            raise DataError(f"{public_href(url)} answers HTTP {status}", kind="asset-missing")
+            kind = "asset-forbidden" if status in (401, 403) else "asset-missing"
+            raise DataError(f"{public_href(url)} answers HTTP {status}", kind=kind)
+        total = size.rpartition("/")[2]
+        if total.isdigit():
+            self._sizes[f"/vsicurl/{url}"] = int(total)
 
     def _open_fault(self, path: str, error: Exception) -> DataError | SourceError:
-        if path.startswith("/vsicurl/") and not _is_content_fault(error):
-            return SourceError(f"{public_href(path)} cannot be opened: {_fault_text(error)}")
-        return DataError(
-            f"{public_href(path)} is not a readable GeoTIFF: {_fault_text(error)}",
-            kind="not-a-geotiff",
-        )
+        text = f"{public_href(path)} is not a readable GeoTIFF: {_fault_text(error)}"
+        if not path.startswith("/vsicurl/") or "not recognized as" in str(error):
+            return DataError(text, kind="not-a-geotiff")
+        return SourceError(text, kind=None if "HTTP" in str(error) else _GARBLED)
 
-    def _read_fault(self, path: str, error: BaseException) -> DataError | SourceError:
+    def _read_fault(
+        self, path: str, window: Window, error: BaseException
+    ) -> DataError | SourceError:
         text = f"pixels of {public_href(path)} cannot be read: {_fault_text(error)}"
-        if path.startswith("/vsicurl/") and not _is_content_fault(error):
-            return SourceError(text)
-        return DataError(text, kind="raster-truncated")
+        size = self._sizes.get(path)
+        if not path.startswith("/vsicurl/") or (
+            size is not None and _last_byte(self._open[path], window) > size
+        ):
+            return DataError(text, kind="raster-truncated")
+        return SourceError(text)
+
+
+def _last_byte(dataset: Any, window: Window) -> int:
+    """Where in the file the pixels of a window end, from the offsets in its header."""
+    height, width = dataset.block_shapes[0]
+    rows = range(
+        int(window.row_off) // height, int(window.row_off + window.height - 1) // height + 1
+    )
+    cols = range(int(window.col_off) // width, int(window.col_off + window.width - 1) // width + 1)
+    ends = [0]
+    for row in rows:
+        for col in cols:
+            place = (f"{name}_{col}_{row}" for name in ("BLOCK_OFFSET", "BLOCK_SIZE"))
+            offset, size = (dataset.get_tag_item(item, "TIFF", bidx=1) for item in place)
+            ends.append(int(offset or 0) + int(size or 0))
+    return max(ends)
 
 
 def _fault_text(error: BaseException) -> str:
@@ -349,11 +407,6 @@ def _fault_text(error: BaseException) -> str:
         texts.append(re.sub(r"\?[^\s'\"]*", "", str(cause)))
         cause = cause.__cause__ or cause.__context__
     return "; ".join(dict.fromkeys(texts))[:400]
-
-
-def _is_content_fault(error: BaseException) -> bool:
-    """Whether the bytes came as they are stored, so that trying again is in vain."""
-    return bool(re.search(r"not recognized as|ZIPDecode|LZWDecode|ZSTDDecode|checksum", str(error)))
 
 
 def _check_header(dataset: Any, band: BandSource) -> None:

@@ -91,7 +91,7 @@ class SceneSource:
         faults: list[SetAside] = []
         for item in self._items.find(sorted(collections), boxes, first, last):
             if isinstance(item, Mapping):
-                unique.setdefault((str(item.get("collection")), str(item.get("id"))), item)
+                unique.setdefault(_names(item), item)
             else:
                 faults.append(SetAside("item", "bad-item", "found something that is no item"))
         scenes = []
@@ -106,7 +106,7 @@ class SceneSource:
         return SearchResult(tuple(kept), tuple(sorted({*faults, *superseded})))
 
 
-def open_source(location: str, *, policy: AssetPolicy) -> SceneSource:
+def open_source(location: str, *, policy: AssetPolicy, backoff_s: float = 0.5) -> SceneSource:
     """Open a catalogue.
 
     Parameters
@@ -117,6 +117,8 @@ def open_source(location: str, *, policy: AssetPolicy) -> SceneSource:
     policy
         Its hosts and folders bound where a static catalogue may lead. The catalogue itself is the
         user's own choice and need not be among them.
+    backoff_s
+        Seconds before a failed request is made again; doubled each time, five times.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def open_source(location: str, *, policy: AssetPolicy) -> SceneSource:
     UsageError
         Where there is no catalogue at the location.
     """
-    io = _GuardedIO(location)
+    io = _GuardedIO(location, backoff_s=backoff_s)
     document = _read_json(io, location)
     kind = document.get("type")
     if kind == "Catalog" and document.get("conformsTo"):
@@ -143,11 +145,11 @@ def open_source(location: str, *, policy: AssetPolicy) -> SceneSource:
 class _GuardedIO(StacApiIO):  # type: ignore[misc]
     """Reads pages of one catalogue: with retries and timeouts, from its own host only."""
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, *, backoff_s: float) -> None:
         retry = Retry(
             total=5,
-            backoff_factor=0.5,
-            backoff_jitter=0.5,
+            backoff_factor=backoff_s,
+            backoff_jitter=backoff_s,
             backoff_max=30,
             status_forcelist=(429, 500, 502, 503, 504),
             allowed_methods=None,
@@ -225,13 +227,11 @@ class _GuardedIO(StacApiIO):  # type: ignore[misc]
                 headers=link.get("headers"),
                 parameters=link.get("body"),
             )
-            page = _parse(text, link["href"])
+            page, following = _parse_page(text, link["href"])
             yield page
-            following = [entry for entry in page.get("links") or [] if entry.get("rel") == "next"]
-            if not following:
+            if following is None:
                 return
-            link = dict(following[0])
-            link["href"] = urljoin(url, str(link.get("href")))
+            link = {**following, "href": urljoin(url, following["href"])}
             if link.get("merge"):
                 link["body"] = {**(parameters or {}), **(link.get("body") or {})}
         raise SourceError(
@@ -244,6 +244,7 @@ class _ApiItems:
 
     def __init__(self, url: str, io: _GuardedIO) -> None:
         self._url = url
+        self._io = io
         self._client = pystac_client.Client.open(url, stac_io=io, timeout=_TIMEOUT_S)
         # ^ opening resets the timeout of the io unless it is given here as well
 
@@ -263,11 +264,14 @@ class _ApiItems:
                 limit=_PAGE_ITEMS,
                 method="POST",
             )
-            found, announced = set(), 0
-            for page in search.pages_as_dicts():
+            found: set[tuple[str, str]] = set()
+            announced = 0
+            pages = self._io.get_pages(search.url, search.method, search.get_parameters())
+            # ^ not search.pages_as_dicts: it ends at an empty page
+            for page in pages:
                 announced = max(announced, _matched(page))
-                for item in page.get("features") or []:
-                    found.add(json.dumps([item.get("collection"), item.get("id")]))
+                for item in page["features"]:
+                    found.add(_names(item))
                     yield item
             if len(found) < announced:
                 raise SourceError(
@@ -275,6 +279,36 @@ class _ApiItems:
                     f"{len(found)}",
                     kind="catalog-incomplete",
                 )
+
+
+def _parse_page(text: str, location: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A page of items, and the link to the next one where there is one."""
+    page = _parse(text, location)
+    features, links = page.get("features", []), page.get("links") or []
+    if not isinstance(features, list) or not isinstance(links, list):
+        raise _senseless(location, "a page of items")
+    for link in links:
+        if not isinstance(link, dict):
+            raise _senseless(location, "a page with links")
+        if link.get("rel") == "next":
+            if not isinstance(link.get("href"), str):
+                raise _senseless(location, "a page with a link to the next")
+            return {**page, "features": features}, link
+    return {**page, "features": features}, None
+
+
+def _senseless(location: str, expected: str) -> SourceError:
+    return SourceError(
+        f"{public_href(location)} answers with something that is not {expected}",
+        kind="catalog-bad-answer",
+    )
+
+
+def _names(item: Any) -> tuple[str, str]:
+    """Collection and id of an item, or what stands in their place."""
+    if not isinstance(item, Mapping):
+        return "", repr(item)[:200]
+    return str(item.get("collection")), str(item.get("id"))
 
 
 def _matched(page: Mapping[str, Any]) -> int:
@@ -304,7 +338,7 @@ class _StaticItems:
     ) -> Iterator[_Item]:
         """All items of the collections that meet a box in a time."""
         for item in self._walk():
-            if item.get("collection") not in collections:
+            if isinstance(item, Mapping) and item.get("collection") not in collections:
                 continue
             try:
                 scene = describe_item(item)
@@ -324,17 +358,15 @@ class _StaticItems:
         while waiting:
             base, document = waiting.pop()
             if document.get("type") == "FeatureCollection":
-                yield from (_absolute(f, base) for f in document.get("features") or [])
+                yield from (_absolute(item, base) for item in _list(document, "features", base))
             elif document.get("type") == "Feature":
                 yield _absolute(document, base)
-            for link in document.get("links") or []:
-                if link.get("rel") not in ("child", "item", "items"):
-                    continue
-                target = _resolve(str(link.get("href")), base)
-                if document.get("type") in ("Catalog", "Collection") and target not in seen:
-                    seen.add(target)
-                    self._check(target)
-                    waiting.append((target, _read_json(self._io, target)))
+            else:
+                for target in _targets(document, base):
+                    if target not in seen:
+                        seen.add(target)
+                        self._check(target)
+                        waiting.append((target, _read_json(self._io, target)))
             if len(seen) > _MAX_FILES:
                 raise SourceError(
                     f"{public_href(self._location)} has more than {_MAX_FILES} files",
@@ -346,6 +378,20 @@ class _StaticItems:
             self._io.require_home(target)
         elif not Path(target).resolve().is_relative_to(Path(self._location).parent):
             self._policy.check(target)
+
+
+def _list(document: _Item, field: str, location: str) -> list[Any]:
+    found = document.get(field) or []
+    if not isinstance(found, list):
+        raise _senseless(location, f"a document with a list of {field}")
+    return found
+
+
+def _targets(document: _Item, base: str) -> Iterator[str]:
+    """Where the links of a catalogue to its children and items lead."""
+    for link in _list(document, "links", base):
+        if isinstance(link, Mapping) and link.get("rel") in ("child", "item", "items"):
+            yield _resolve(str(link.get("href")), base)
 
 
 def _absolute(item: Any, base: str) -> Any:
@@ -387,10 +433,7 @@ def _parse(text: str, location: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise SourceError(
-            f"{public_href(location)} answers with something that is not a JSON object",
-            kind="catalog-bad-answer",
-        )
+        raise _senseless(location, "a JSON object")
     return document
 
 

@@ -195,7 +195,7 @@ def _describe_sentinel2(item: Mapping[str, Any]) -> Scene:
         )
     mask = None
     for key in _SENTINEL2_MASK_KEYS:
-        if key in item["assets"]:
+        if isinstance(item["assets"].get(key), Mapping):
             mask = _band_source(item, "mask", key=key, scale=1.0, offset=0.0, nodata=0.0)
             break
     return _scene(
@@ -353,7 +353,7 @@ def _crs(item: Mapping[str, Any], asset: Mapping[str, Any]) -> str | None:
     if isinstance(code, str):
         return code
     epsg = _projection(item, asset, "epsg")
-    if isinstance(epsg, int):
+    if isinstance(epsg, int) and not isinstance(epsg, bool):
         return f"EPSG:{epsg}"
     wkt = _projection(item, asset, "wkt2")
     return wkt if isinstance(wkt, str) else None
@@ -383,9 +383,14 @@ def _band_number(item: Mapping[str, Any], asset: Mapping[str, Any], name: str) -
             if value is None:
                 continue
             try:
-                return float(value)
+                number = float(value)
             except (TypeError, ValueError):
                 raise _bad(item, f"{key} of an asset", value, "a number") from None
+            if math.isfinite(number):
+                return number
+            if name != "nodata":
+                raise _bad(item, f"{key} of an asset", value, "a finite number")
+            # ^ whatever is not finite means no data anyway
     return None
 
 
@@ -460,7 +465,7 @@ def _floats(item: Mapping[str, Any], field: str, value: Any, *, at_least: int) -
 def _number(properties: Mapping[str, Any], *names: str) -> float | None:
     for name in names:
         value = properties.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from catalog.assets import gdal_env  # noqa: F401  before rasterio: it sets GDAL's drivers
 from catalog.grid import RegionGrid, region_grid
 
@@ -29,21 +30,32 @@ Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def small_grid(
-    *, shard_px: int = 128, chunk_px: int = 64, size_m: float = 2400, resolution_m: float = 10
+    *,
+    shard_px: int = 128,
+    chunk_px: int = 64,
+    size_m: float = 2400,
+    resolution_m: float = 10,
+    centre: tuple[float, float] = CENTRE,
+    epsg: int = UTM,
 ) -> RegionGrid:
     """Grid around CENTRE whose shards all lie well inside the painted scenes."""
-    to_lonlat = Transformer.from_crs(UTM, 4326, always_xy=True)
-    x, y = Transformer.from_crs(4326, UTM, always_xy=True).transform(*CENTRE)
+    to_lonlat = Transformer.from_crs(epsg, 4326, always_xy=True)
+    x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(*centre)
     half = size_m / 2
     lon, lat = to_lonlat.transform([x - half, x + half], [y - half, y + half])
     return region_grid(lon, lat, resolution_m=resolution_m, shard_px=shard_px, chunk_px=chunk_px)
 
 
 def utm_frame(
-    *, pixel: float = 10, size_m: float = 8000, epsg: int = UTM, shift_m: float = 0
+    *,
+    pixel: float = 10,
+    size_m: float = 8000,
+    epsg: int = UTM,
+    shift_m: float = 0,
+    centre: tuple[float, float] = CENTRE,
 ) -> tuple[Affine, int]:
-    """Transform and edge in pixels of a square raster around CENTRE, snapped to 60 m."""
-    x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(*CENTRE)
+    """Transform and edge in pixels of a square raster around a place, snapped to 60 m."""
+    x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(*centre)
     left = round((x - size_m / 2 + shift_m) / 60) * 60
     top = round((y + size_m / 2) / 60) * 60
     return Affine(pixel, 0, left, 0, -pixel, top), int(size_m / pixel)
@@ -91,9 +103,10 @@ def optical_item(
     shift_m: float = 0,
     properties: Mapping[str, Any] | None = None,
     collection: str = "sentinel-2-l2a",
+    centre: tuple[float, float] = CENTRE,
 ) -> dict[str, Any]:
     """Sentinel-2 item as Earth Search shapes it; `paint` gives reflectance, NaN for no data."""
-    frame, edge = utm_frame(epsg=epsg, shift_m=shift_m)
+    frame, edge = utm_frame(epsg=epsg, shift_m=shift_m, centre=centre)
     assets = {}
     x, y = centres(frame, edge)
     for role, key in KEYS.items():
@@ -104,7 +117,7 @@ def optical_item(
         assets[key] = _asset(path, frame, edge) | {
             "raster:bands": [{"nodata": 0, "data_type": "uint16", "scale": 0.0001, "offset": -0.1}]
         }
-    coarse, coarse_edge = utm_frame(pixel=20, epsg=epsg, shift_m=shift_m)
+    coarse, coarse_edge = utm_frame(pixel=20, epsg=epsg, shift_m=shift_m, centre=centre)
     x, y = centres(coarse, coarse_edge)
     scl = (classes(x, y) if callable(classes) else np.full(x.shape, classes)).astype(np.uint8)
     path = write_tif(folder / name / "scl.tif", scl, coarse, nodata=0, crs=f"EPSG:{epsg}")

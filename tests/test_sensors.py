@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import pystac
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasters import dem_item, optical_item, sar_item
+
+from catalog.errors import DataError
+from catalog.sensors import Scene, boxes_meet, describe_item
+
+REAL = Path(os.environ.get("INVENTORY_ENGINE_TEST_DATA", "../shared/data")) / "stac"
+ROLES = ("blue", "green", "red", "nir", "swir1", "swir2")
+
+
+def real_items(name: str) -> list[dict]:
+    path = REAL / name
+    if not path.exists():
+        pytest.skip(f"the real STAC items are not at {REAL} (set INVENTORY_ENGINE_TEST_DATA)")
+    document = json.loads(path.read_text())
+    if isinstance(document, list):
+        return document
+    return document.get("features") or [document]
+
+
+@pytest.fixture
+def item(tmp_path: Path) -> dict:
+    return optical_item(tmp_path, "S2B_32TPS_20240812_0_L2A", when="2024-08-12T10:15:20.123Z")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "offset"),
+    [
+        ("earth-search_sentinel-2-c1-l2a.json", -0.1),
+        ("earth-search_sentinel-2-c1-l2a_10items.json", -0.1),
+        ("earth-search_sentinel-2-l2a.json", 0.0),  # boa_offset_applied is true in all of them
+        ("pc_s2_T06VVN_columbia.json", 0.0),  # baseline 02.12
+        ("planetary-computer_sentinel-2-l2a.json", 0.0),  # baseline 02.12
+        ("planetary-computer_sentinel-2-l2a_4items.json", -0.1),  # baseline 05.10
+        ("s2_35MNM_series.geojson", 0.0),  # baseline 02.12
+    ],
+)
+def test_real_sentinel2_items_say_how_pixels_become_reflectance(name: str, offset: float) -> None:
+    for item in real_items(name):
+        scene = describe_item(item)
+        assert scene.kind == "optical"
+        assert tuple(band.role for band in scene.bands) == ROLES
+        assert {band.scale for band in scene.bands} == {1e-4}
+        assert {band.offset for band in scene.bands} == {offset}
+        assert {band.nodata for band in scene.bands} == {0.0}
+        assert scene.mask is not None
+        assert scene.mask.shape == (5490, 5490)
+        tile = scene.granule.rpartition("/")[2]
+        hemisphere = 326 if tile[2] >= "N" else 327
+        epsg = item["properties"]["proj:epsg"]
+        assert scene.bands[0].crs == f"EPSG:{epsg}"
+        assert epsg == int(f"{hemisphere}{tile[:2]}") or name.startswith("s2_35MNM")
+        swir = next(band for band in scene.bands if band.role == "swir1")
+        assert swir.shape == (5490, 5490)
+        assert swir.transform is not None
+        assert swir.transform[0] == 20
+        assert scene.sun_elevation is not None
+        assert 0 < scene.sun_elevation < 90
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    "name",
+    ["planetary-computer_sentinel-1-rtc.json", "planetary-computer_sentinel-1-rtc_4items.json"],
+)
+def test_real_terrain_corrected_radar_is_linear_gamma0(name: str) -> None:
+    described = 0
+    for item in real_items(name):
+        polarisations = item["properties"]["sar:polarizations"]
+        if polarisations != ["VV", "VH"]:
+            with pytest.raises(DataError, match="vv"):
+                describe_item(item)
+            continue
+        scene = describe_item(item)
+        assert [band.role for band in scene.bands] == ["vv", "vh"]
+        assert {band.nodata for band in scene.bands} == {-32768.0}
+        assert {(band.scale, band.offset) for band in scene.bands} == {(1.0, 0.0)}
+        assert scene.mask is None
+        described += 1
+    assert described
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    "name", ["earth-search_cop-dem-glo-30.json", "planetary-computer_cop-dem-glo-30.json"]
+)
+def test_real_elevation_models_are_described_even_over_the_antimeridian(name: str) -> None:
+    scenes = [describe_item(item) for item in real_items(name)]
+    assert {scene.kind for scene in scenes} == {"dem"}
+    assert {scene.bands[0].role for scene in scenes} == {"elevation"}
+    assert {scene.bands[0].crs for scene in scenes} == {"EPSG:4326"}
+    outermost = next(scene for scene in scenes if "W180" in scene.id)
+    assert outermost.bbox[0] > outermost.bbox[2]
+    assert boxes_meet(outermost.bbox, (179.9, -89.9, 180.0, -89.0))
+    assert boxes_meet(outermost.bbox, (-180.0, -89.9, -179.9, -89.0))
+    assert not boxes_meet(outermost.bbox, (0.0, -89.9, 10.0, -89.0))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("earth-search_sentinel-1-grd.json", "not-terrain-corrected"),
+        ("earth-search_landsat-c2-l2.json", "unsupported-sensor"),
+        ("planetary-computer_landsat-c2-l2.json", "unsupported-sensor"),
+        ("planetary-computer_landsat-c2-l2_4items.json", "unsupported-sensor"),
+        ("planetary-computer_landsat-8-c2-l2.json", "unsupported-sensor"),
+    ],
+)
+def test_real_items_that_are_not_supported_are_refused_by_name(name: str, kind: str) -> None:
+    for item in real_items(name):
+        with pytest.raises(DataError, match=item["id"]) as caught:
+            describe_item(item)
+        assert caught.value.kind == kind
+
+
+@pytest.mark.real_data
+@pytest.mark.filterwarnings("ignore:Could not parse bucket")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "earth-search_sentinel-2-l2a.json",
+        "earth-search_sentinel-2-c1-l2a.json",
+        "planetary-computer_sentinel-2-l2a_4items.json",
+        "planetary-computer_sentinel-1-rtc.json",
+        "earth-search_cop-dem-glo-30.json",
+    ],
+)
+def test_a_pystac_item_migrated_to_stac_1_1_means_the_same(name: str) -> None:
+    for item in real_items(name):
+        if "sar:polarizations" in item["properties"] and "vv" not in item["assets"]:
+            continue
+        assert describe_item(pystac.Item.from_dict(copy.deepcopy(item))) == describe_item(item)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "applied", "declared", "offset"),
+    [
+        ("05.11", True, -0.1, 0.0),
+        ("05.11", True, None, 0.0),
+        ("05.11", False, -0.1, -0.1),
+        ("05.11", None, -0.1, -0.1),
+        ("04.00", None, None, -0.1),
+        ("03.01", None, None, 0.0),
+        ("02.12", False, 0.0, 0.0),
+        ("05.11", None, 0.0, 0.0),
+        (None, None, -0.1, -0.1),
+        ("02.12", False, -0.1, "radiometry-doubtful"),
+        ("05.11", False, 0.0, "radiometry-doubtful"),
+        (None, None, None, "bad-item"),
+        ("new", None, None, "bad-item"),
+    ],
+)
+def test_the_offset_follows_baseline_flag_and_field(
+    item: dict,
+    baseline: str | None,
+    applied: bool | None,
+    declared: float | None,
+    offset: float | str,
+) -> None:
+    properties = item["properties"]
+    for name, value in (
+        ("s2:processing_baseline", baseline),
+        ("earthsearch:boa_offset_applied", applied),
+    ):
+        properties.pop(name, None)
+        if value is not None:
+            properties[name] = value
+    for asset in item["assets"].values():
+        for band in asset.get("raster:bands", []):
+            band.pop("offset")
+            if declared is not None:
+                band["offset"] = declared
+    if isinstance(offset, str):
+        with pytest.raises(DataError, match=item["id"]) as caught:
+            describe_item(item)
+        assert caught.value.kind == offset
+    else:
+        assert {band.offset for band in describe_item(item).bands} == {offset}
+
+
+def test_scale_and_offset_of_stac_1_1_bands_are_read(item: dict) -> None:
+    for asset in item["assets"].values():
+        if asset.pop("raster:bands", None):
+            asset["bands"] = [{"raster:scale": 0.0002, "raster:offset": -0.05}]
+            asset["nodata"] = 7
+    bands = describe_item(item).bands
+    assert {(b.scale, b.offset, b.nodata) for b in bands} == {(0.0002, -0.05, 7.0)}
+
+
+def test_a_missing_band_is_named_with_what_was_expected(item: dict) -> None:
+    del item["assets"]["swir16"]
+    with pytest.raises(DataError, match=r"S2B_32TPS.*assets.*swir16 or B11"):
+        describe_item(item)
+
+
+def test_an_item_without_classification_has_no_mask(item: dict) -> None:
+    del item["assets"]["scl"]
+    assert describe_item(item).mask is None
+
+
+@pytest.mark.parametrize(
+    "bad", ["../../etc", "", "a b", "a\nb", "x" * 200, "a%2fb", ".hidden", None, 7, "a\0"]
+)
+def test_an_id_that_could_leave_the_store_is_refused(item: dict, bad: object) -> None:
+    item["id"] = bad
+    with pytest.raises(DataError, match="item id"):
+        describe_item(item)
+
+
+def test_the_fingerprint_ignores_hosts_signatures_and_folders_only(item: dict) -> None:
+    base = describe_item(item).fingerprint
+    moved = copy.deepcopy(item)
+    for asset in moved["assets"].values():
+        asset["href"] = "https://elsewhere.example/" + asset["href"] + "?sig=secret"
+    moved["properties"]["updated"] = "2030-01-01T00:00:00Z"
+    assert describe_item(moved).fingerprint == base
+    changes = {
+        "baseline": lambda i: i["properties"].update({"s2:processing_baseline": "05.12"}),
+        "offset": lambda i: i["assets"]["red"]["raster:bands"][0].update(offset=-0.2),
+        "checksum": lambda i: i["assets"]["red"].update({"file:checksum": "1220ab"}),
+        "time": lambda i: i["properties"].update(datetime="2024-08-13T10:15:20Z"),
+        "id": lambda i: i.update(id="other"),
+        "mask": lambda i: i["assets"].pop("scl"),
+    }
+    found = {base}
+    for change in changes.values():
+        changed = copy.deepcopy(item)
+        change(changed)
+        found.add(describe_item(changed).fingerprint)
+    assert len(found) == len(changes) + 1
+
+
+def test_scenes_survive_json(tmp_path: Path, item: dict) -> None:
+    radar = sar_item(tmp_path, "S1A", when="2024-08-02T05:00:00Z", paint=0.1)
+    dem = dem_item(tmp_path, "DEM", paint=lambda x, y: x + y, west=10.75, south=46.75)
+    for one in (item, radar, dem):
+        scene = describe_item(one)
+        assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+
+
+def test_times_are_normalised_to_utc(item: dict) -> None:
+    assert describe_item(item).datetime == "2024-08-12T10:15:20.123Z"
+    item["properties"]["datetime"] = "2024-08-12T12:15:20+02:00"
+    assert describe_item(item).datetime == "2024-08-12T10:15:20Z"
+
+
+SAMPLE = {
+    "id": "S2X",
+    "collection": "sentinel-2-l2a",
+    "bbox": [10, 46, 11, 47],
+    "properties": {"datetime": "2024-08-12T10:15:20Z", "s2:processing_baseline": "05.11"},
+    "assets": {
+        key: {"href": f"/data/{key}.tif", "raster:bands": [{"scale": 1e-4, "offset": -0.1}]}
+        for key in ("blue", "green", "red", "nir", "swir16", "swir22", "scl")
+    },
+}
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+PATHS = [
+    ("id",),
+    ("collection",),
+    ("bbox",),
+    ("properties",),
+    ("properties", "datetime"),
+    ("properties", "s2:processing_baseline"),
+    ("properties", "earthsearch:boa_offset_applied"),
+    ("properties", "proj:epsg"),
+    ("properties", "proj:transform"),
+    ("properties", "proj:shape"),
+    ("properties", "eo:cloud_cover"),
+    ("assets",),
+    ("assets", "red"),
+    ("assets", "red", "href"),
+    ("assets", "red", "raster:bands"),
+    ("assets", "red", "raster:bands", 0),
+    ("assets", "scl"),
+    ("assets", "scl", "href"),
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(PATHS), JUNK)
+def test_any_spoilt_field_gives_a_scene_or_a_typed_error(path: tuple, junk: object) -> None:
+    item = copy.deepcopy(SAMPLE)
+    holder = item
+    for step in path[:-1]:
+        holder = holder[step]
+    holder[path[-1]] = junk
+    try:
+        scene = describe_item(item)
+    except DataError as error:
+        assert error.kind in ("bad-item", "unsupported-sensor", "radiometry-doubtful")
+    else:
+        assert json.loads(json.dumps(scene.to_dict(), allow_nan=False))
+
+
+@given(
+    st.tuples(st.floats(-180, 180), st.floats(-180, 180)),
+    st.tuples(st.floats(-180, 180), st.floats(-180, 180)),
+)
+def test_boxes_meet_both_ways_and_a_box_meets_itself(
+    a: tuple[float, float], b: tuple[float, float]
+) -> None:
+    one, two = (a[0], 0.0, a[1], 1.0), (b[0], 0.5, b[1], 2.0)
+    assert boxes_meet(one, one)
+    assert boxes_meet(one, two) == boxes_meet(two, one)
