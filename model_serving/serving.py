@@ -43,6 +43,8 @@ def run_on_ray(
     dict
         Results, as they finish.
     """
+    if not units:
+        return
     import ray.data
 
     context = ray.data.DataContext.get_current()

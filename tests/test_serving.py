@@ -1,0 +1,59 @@
+"""Ray runs every unit exactly once, in actors that load their members once."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from model_serving.serving import run_on_ray  # noqa: E402
+
+
+def task_maker():
+    """A nested function travels to the actors by value: they need not import this file."""
+
+    def make_task():
+        loaded = {"pid": os.getpid(), "calls": 0}
+
+        def task(unit):
+            loaded["calls"] += 1
+            if unit["shard"] == "bad":
+                return {"shard": "bad", "failed": {"kind": "bad-data", "reason": "all NaN"}}
+            return {"shard": unit["shard"], "value": unit["n"] ** 2, **loaded}
+
+        return task
+
+    return make_task
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_every_unit_comes_back_once_and_a_failure_does_not_stop_the_others(local_ray):
+    units = [{"shard": f"r000c{i:03d}", "n": i} for i in range(6)] + [{"shard": "bad", "n": 0}]
+    results = list(run_on_ray(task_maker(), units, workers=2))
+    assert sorted(r["shard"] for r in results) == sorted(u["shard"] for u in units)
+    assert {r["shard"]: r["value"] for r in results if "value" in r} == {
+        f"r000c{i:03d}": i * i for i in range(6)
+    }
+    assert [r["failed"]["kind"] for r in results if "failed" in r] == ["bad-data"]
+    actors = {r["pid"] for r in results if "pid" in r}
+    assert len(actors) <= 2
+
+
+@pytest.mark.slow
+def test_nothing_to_do_is_no_work(local_ray):
+    assert list(run_on_ray(task_maker(), [], workers=2)) == []
