@@ -247,7 +247,7 @@ def _summary(
         members[:, comparable],
         compared["area_change_sigma_km2"].to_numpy(),
         compared["area_from_km2"].to_numpy(),
-        regional_scale=calibration.regional_scale,
+        calibration=calibration,
     )
     days = (new["day"] - old["day"]).to_numpy()[comparable]
     years = _total(compared["area_from_km2"] * days) / weight / _DAYS_A_YEAR if weight else math.nan

@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import shapely
 from rasterio.features import rasterize
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import binary_dilation, distance_transform_edt
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from skimage.segmentation import watershed
+from scipy.sparse.csgraph import connected_components, dijkstra
 
 from catalog.errors import DataError
 from catalog.grid import RegionGrid
@@ -27,6 +27,9 @@ __all__ = ["GlacierBatch", "assign_owners", "extend_owners", "glacier_batches", 
 
 _PAD_PX = 2
 # ^ around the growth margin, so that no owned pixel lies on the edge of a window
+_CLIMB = 5.0
+# ^ metres on the level that one metre up or down counts for: a slope of 11 degrees doubles the way
+_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +147,14 @@ def extend_owners(
     growth_m: float,
     elevation: npt.NDArray[np.float32] | None,
 ) -> npt.NDArray[np.int32]:
-    """Give the pixels around the outlines to the glacier whose ice would flow there.
+    """Give the pixels around the outlines to the glacier that is nearest over the ground.
 
-    Ice spreads downhill: the inverted elevation is flooded from the outlines, so a pixel takes
-    the owner of the highest neighbour that has one. Seeded flooding fills every closed hollow
-    from its lowest rim, so pits of the elevation model need no treatment of their own.
+    Ice neither crosses a ridge nor climbs out of its valley, so height counts: the owner is the
+    glacier with the shortest way, where a metre up or down is as long as five on the level. A slope
+    that leads down to a glacier is that glacier's, however near another one lies behind the ridge;
+    a valley floor belongs to the glacier that ends in it. (A plain watershed does one of the two:
+    of the elevation, it gives a valley to the lowest glacier in it; of the inverted elevation, it
+    lets the higher glacier spill over the ridge.) Pits and flats need no treatment.
 
     Parameters
     ----------
@@ -159,7 +165,8 @@ def extend_owners(
     growth_m
         Pixels whose centres are at most this far from an inside pixel's centre get an owner.
     elevation : ``(y, x)`` float, metres
-        NaN where unknown: there, and everywhere if None, the nearest outline decides.
+        Where it is NaN the height of the nearest known pixel stands in; if it is None, or NaN
+        everywhere, the way is level: the nearest outline decides.
 
     Returns
     -------
@@ -171,19 +178,61 @@ def extend_owners(
         return inside.copy()
     distance, nearest = distance_transform_edt(~core, sampling=resolution_m, return_indices=True)
     ring = (distance <= growth_m) & ~core
-    owners = np.where(ring, inside[nearest[0], nearest[1]], inside)
-    if elevation is None or np.unique(owners[ring]).size < 2:
-        return owners.astype(np.int32)
-    known = np.isfinite(elevation)
-    flooded = watershed(
-        -np.where(known, elevation, 0.0).astype(np.float64),
-        markers=inside,
-        mask=core | (ring & known),
-        connectivity=2,
+    owners: npt.NDArray[np.int32] = np.where(ring, inside[nearest[0], nearest[1]], inside)
+    if elevation is None or np.unique(owners[ring]).size < 2 or np.isnan(elevation).all():
+        return owners
+    start = core & binary_dilation(ring, np.ones((3, 3), bool))
+    unknown = np.isnan(elevation)
+    if unknown[start | ring].any():
+        rows, cols = distance_transform_edt(unknown, return_distances=False, return_indices=True)
+        elevation = elevation[rows, cols]
+    reached, source = _nearest_over_ground(start, ring, elevation, resolution_m=resolution_m)
+    owners.ravel()[reached] = inside.ravel()[source]
+    return owners
+
+
+def _nearest_over_ground(
+    start: npt.NDArray[np.bool_],
+    ring: npt.NDArray[np.bool_],
+    elevation: npt.NDArray[np.float32],
+    *,
+    resolution_m: float,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Flat indices of the ring's pixels that can be reached, and of the start nearest to each."""
+    pixel = np.flatnonzero(start | ring)
+    node = np.full(start.shape, -1, dtype=np.int32)
+    node.ravel()[pixel] = np.arange(pixel.size)
+    ends, ways = [], []
+    for down, right in _NEIGHBOURS:
+        here, there = _neighbours(node, down, right)
+        both = (here >= 0) & (there >= 0)
+        z_here, z_there = _neighbours(elevation, down, right)
+        level = resolution_m * math.hypot(down, right)
+        climb = np.abs(z_there[both].astype(np.float64) - z_here[both])
+        ends.append((here[both], there[both]))
+        ways.append(level + _CLIMB * climb)
+    links = tuple(np.concatenate(side) for side in zip(*ends, strict=True))
+    graph = coo_array((np.concatenate(ways), links), shape=(pixel.size,) * 2).tocsr()
+    far, _, source = dijkstra(
+        graph,
+        directed=False,
+        indices=node[start],
+        return_predecessors=True,
+        min_only=True,
     )
-    by_terrain = ring & (flooded > 0)
-    owners[by_terrain] = flooded[by_terrain]
-    return owners.astype(np.int32)
+    reached = np.isfinite(far) & ring.ravel()[pixel]
+    return pixel[reached], pixel[source[reached]]
+
+
+def _neighbours(
+    values: npt.NDArray[Any], down: int, right: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Views of the pixels that have a neighbour so far down and to the right, and of those."""
+    height, width = values.shape
+    left = max(0, -right)
+    here = values[: height - down, left : width - max(0, right)]
+    there = values[down:, left + right : width - max(0, right) + right]
+    return here, there
 
 
 def assign_owners(

@@ -119,23 +119,25 @@ def regional_sigma_km2(
     sigma: npt.NDArray[Any],
     area: npt.NDArray[Any],
     *,
-    regional_scale: float,
+    calibration: AreaCalibration,
 ) -> RegionalSigma:
     """Estimate the standard deviation of the sum of the glaciers' changes.
 
     What the members have in common (one of them sees more ice everywhere) is taken from the
     standard deviation over members of the summed change; glaciers mapped by different members
     (other folds) form separate sums, added in quadrature. The glaciers' own errors are added as
-    independent. The result is kept between the two bounds.
+    independent. As both hold the members' own scatter, the sum is cut at the upper bound.
 
     Parameters
     ----------
     member_changes : ``(member, glacier)``
         As in :func:`change_sigma_km2`.
     sigma, area : ``(glacier,)``
-        Standard deviation of the change and area, km2.
-    regional_scale
-        Factor of :class:`AreaCalibration`.
+        Standard deviation of the change (:func:`change_sigma_km2`) and area, km2.
+    calibration
+        ``regional_scale`` multiplies what the members have in common. Where it is larger than
+        ``scale``, the upper bound grows with it: sums were found to be less certain than single
+        glaciers say.
     """
     known = np.isfinite(sigma)
     total = float(area.sum())
@@ -143,10 +145,11 @@ def regional_sigma_km2(
     if not known.any() or not fraction >= 0.95:
         return RegionalSigma(math.nan, math.nan, math.nan, math.nan, fraction)
     independent = float(np.sqrt((sigma[known] ** 2).sum()))
-    correlated = float(sigma[known].sum())
-    members = regional_scale * math.sqrt(_summed_variance(member_changes[:, known]))
+    widening = max(1.0, calibration.regional_scale / calibration.scale)
+    correlated = max(independent, float(sigma[known].sum())) * widening
+    members = calibration.regional_scale * math.sqrt(_summed_variance(member_changes[:, known]))
     combined = min(math.hypot(members, independent), correlated)
-    return RegionalSigma(max(combined, independent), members, independent, correlated, fraction)
+    return RegionalSigma(combined, members, independent, correlated, fraction)
 
 
 def _summed_variance(member_changes: npt.NDArray[Any]) -> float:
