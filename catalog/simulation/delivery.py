@@ -164,52 +164,22 @@ def optical_item(
     day = acquisition.when.strftime("%Y%m%d")
     sensor = f"S2{acquisition.platform}"
     identifier = f"{sensor}_{granule.code}_{day}_0_L2A"
-    row0, row1, col0, col1 = granule.window
-    assets: dict[str, Any] = {}
-    layers: dict[str, tuple[str, NDArray[Any], int]] = {
-        key: (band, scene.bands[band], 20 if band in {"B11", "B12"} else 10)
-        for key, (band, _) in _OPTICAL.items()
+    layers: dict[str, tuple[str, NDArray[Any]]] = {
+        key: (band, scene.bands[band]) for key, (band, _) in _OPTICAL.items()
     }
-    layers["scl"] = ("SCL", scene.scl, 20)
-    seen = 100.0
-    for key, (band, data, cell) in layers.items():
-        step = cell // 10
-        cut = data[row0 // step : row1 // step, col0 // step : col1 // step]
-        affine = _window_affine(frame, granule.window, cell)
-        path = folder / identifier / f"{band}.tif"
-        write_cog(
-            path,
-            np.ascontiguousarray(cut),
-            transform=rasterio.Affine(*affine),
-            crs=frame.epsg,
-            nodata=0,
-            categorical=key == "scl",
+    layers["scl"] = ("SCL", scene.scl)
+    assets = {
+        key: _optical_asset(
+            folder / identifier / f"{band}.tif",
+            frame,
+            granule,
+            key=key,
+            data=data,
+            offset=-0.1 if acquisition.offset else 0,
         )
-        offset = -0.1 if acquisition.offset else 0
-        described: dict[str, Any] = {
-            "nodata": 0,
-            "data_type": cut.dtype.name,
-            "spatial_resolution": cell,
-        }
-        if key != "scl":
-            described |= {"scale": 0.0001, "offset": offset}
-        else:
-            seen = 100.0 * float((cut > 0).mean())
-        assets[key] = {
-            "href": str(path),
-            "type": _COG_TYPE,
-            "title": f"{key} - {cell}m",
-            "gsd": cell,
-            "proj:shape": list(cut.shape),
-            "proj:transform": affine,
-            "raster:bands": [described],
-            "roles": ["data"] if key == "scl" else ["data", "reflectance"],
-        }
-        if key != "scl":
-            assets[key]["eo:bands"] = [
-                {"name": band, "common_name": key, "center_wavelength": _OPTICAL[key][1]}
-            ]
-    properties = _optical_properties(frame, granule, acquisition, scene=scene, sun=sun, seen=seen)
+        for key, (band, data) in layers.items()
+    }
+    properties = _optical_properties(frame, granule, acquisition, scene=scene, sun=sun)
     return _item(
         identifier,
         "sentinel-2-l2a",
@@ -228,6 +198,47 @@ def optical_item(
     )
 
 
+def _optical_asset(
+    path: Path,
+    frame: RegionFrame,
+    granule: Granule,
+    *,
+    key: str,
+    data: NDArray[Any],
+    offset: float,
+) -> dict[str, Any]:
+    step = frame.side_px // data.shape[0]
+    row0, row1, col0, col1 = (edge // step for edge in granule.window)
+    cut = np.ascontiguousarray(data[row0:row1, col0:col1])
+    affine = _window_affine(frame, granule.window, 10 * step)
+    write_cog(
+        path,
+        cut,
+        transform=rasterio.Affine(*affine),
+        crs=frame.epsg,
+        nodata=0,
+        categorical=key == "scl",
+    )
+    described = {"nodata": 0, "data_type": cut.dtype.name, "spatial_resolution": 10 * step}
+    asset = {
+        "href": str(path),
+        "type": _COG_TYPE,
+        "title": f"{key} - {10 * step}m",
+        "gsd": 10 * step,
+        "proj:shape": list(cut.shape),
+        "proj:transform": affine,
+        "raster:bands": [described],
+        "roles": ["data"],
+    }
+    if key == "scl":
+        return asset
+    asset["raster:bands"] = [described | {"scale": 0.0001, "offset": offset}]
+    asset["roles"] = ["data", "reflectance"]
+    band, wavelength = _OPTICAL[key]
+    asset["eo:bands"] = [{"name": band, "common_name": key, "center_wavelength": wavelength}]
+    return asset
+
+
 def _optical_properties(
     frame: RegionFrame,
     granule: Granule,
@@ -235,7 +246,6 @@ def _optical_properties(
     *,
     scene: OpticalScene,
     sun: tuple[float, float],
-    seen: float,
 ) -> dict[str, Any]:
     row0, row1, col0, col1 = (v // 2 for v in granule.window)
     scl = scene.scl[row0:row1, col0:col1]
@@ -264,7 +274,7 @@ def _optical_properties(
         "s2:datatake_id": f"G{sensor}_{_stamp(when)}_{orbit:06d}_N{baseline}",
         "s2:product_type": "S2MSI2A",
         "s2:processing_baseline": baseline,
-        "s2:nodata_pixel_percentage": round(100.0 - seen, 6),
+        "s2:nodata_pixel_percentage": share[0],
         "s2:snow_ice_percentage": share[11],
         "s2:water_percentage": share[6],
         "s2:cloud_shadow_percentage": share[3],
@@ -305,8 +315,30 @@ def radar_item(
                 {"nodata": -32768, "data_type": "float32", "spatial_resolution": 10.0}
             ],
         }
+    properties = _radar_properties(
+        frame, affine, when=when, end=end, orbit=orbit, ascending=ascending
+    )
+    return _item(
+        identifier,
+        "sentinel-1-rtc",
+        ring=frame.lonlat_ring(window),
+        properties=properties,
+        assets=assets,
+        extensions=("sar/v1.0.0", "sat/v1.0.0", "projection/v1.1.0", "raster/v1.1.0"),
+    )
+
+
+def _radar_properties(
+    frame: RegionFrame,
+    affine: list[float],
+    *,
+    when: dt.datetime,
+    end: dt.datetime,
+    orbit: int,
+    ascending: bool,
+) -> dict[str, Any]:
     side = frame.side_px
-    properties = {
+    return {
         "datetime": _iso(when),
         "start_datetime": _iso(when),
         "end_datetime": _iso(end),
@@ -329,14 +361,6 @@ def radar_item(
         "sat:absolute_orbit": orbit,
         "sat:relative_orbit": 117 if ascending else 37,
     }
-    return _item(
-        identifier,
-        "sentinel-1-rtc",
-        ring=frame.lonlat_ring(window),
-        properties=properties,
-        assets=assets,
-        extensions=("sar/v1.0.0", "sat/v1.0.0", "projection/v1.1.0", "raster/v1.1.0"),
-    )
 
 
 def dem_item(

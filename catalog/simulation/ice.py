@@ -206,7 +206,9 @@ def debris_score(
     # ^ some valleys have rotten rock and buried tongues, their neighbours stay clean
     score = 1.1 * fine + 0.8 * np.clip(below, -3.0, 3.0) + 0.7 * friable
     score += 0.6 * np.exp(-inside / 60.0) + 0.3 * patchy
-    return np.asarray(np.where(below > 0.1, score, -99.0), dtype=np.float32)
+    score -= 2.0 * np.clip(1.0 - below / 0.8, 0.0, 2.0)
+    # ^ near the equilibrium line rock is still buried in snow and melts out only in patches
+    return np.asarray(np.where(below > -0.2, score, -99.0), dtype=np.float32)
 
 
 def grow_ice(spec: RegionSpec, bed: NDArray[np.float32]) -> list[IceState]:

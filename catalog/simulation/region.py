@@ -149,6 +149,11 @@ def simulate_region(
         while steps.done < steps.total:
             steps.tick("kept")
         return region
+    _make_pieces(spec, region, steps)
+    return region
+
+
+def _make_pieces(spec: RegionSpec, region: SimulatedRegion, steps: _Steps) -> None:
     world = _build_world(spec)
     steps.tick("terrain and ice")
     items: list[dict[str, Any]] = []
@@ -160,14 +165,19 @@ def simulate_region(
         write_vector(region.reference, reference, layer="reference")
     for position, season in enumerate(spec.seasons):
         items += _make_season(
-            spec, world, season, position=position, out=out, reference=reference, steps=steps
+            spec,
+            world,
+            season,
+            position=position,
+            out=region.out,
+            reference=reference,
+            steps=steps,
         )
     if spec.dem:
-        items += _make_dem(spec, world, out)
+        items += _make_dem(spec, world, region.out)
         steps.tick("elevation model")
-    write_catalog(out, spec.name, items)
+    write_catalog(region.out, spec.name, items)
     steps.tick("catalogue")
-    return region
 
 
 def _make_season(

@@ -185,6 +185,17 @@ def trace_exits(
 
 
 @_compiled
+def _spread(rate: float, here: float, there: float, drop: float, slope2: float) -> float:
+    # Diffusivity between two cells; ice leaves no cell that has none (Jarosch et al. 2013).
+    donor = here if drop > 0 else there
+    if donor <= 0.0:
+        return 0.0
+    h = min(donor * 1.2, 0.5 * (here + there))
+    return min(rate * h * h * h * h * h * slope2, 6.0e4)
+    # ^ the cap stands for sliding: without it the stable step would be minutes
+
+
+@_compiled
 def flow_ice(
     bed: NDArray[np.float64],
     start: NDArray[np.float64],
@@ -226,17 +237,10 @@ def flow_ice(
                 if here + thick[i + 1, j] + thick[i, j + 1] <= 0.0:
                     continue
                 slope2 = (gy * gy + gx * gx) / (cell_m * cell_m)
-                donor = here if gy > 0 else thick[i + 1, j]
-                mean = 0.5 * (here + thick[i + 1, j])
-                h = min(donor * 1.2, mean) if donor > 0.0 else 0.0
-                spread = min(rate * h * h * h * h * h * slope2, 6.0e4)
-                # ^ the cap stands for sliding: without it the stable step would be minutes
+                spread = _spread(rate, here, thick[i + 1, j], gy, slope2)
                 fastest = max(fastest, spread)
                 flux_y[i, j] = spread * gy / cell_m
-                donor = here if gx > 0 else thick[i, j + 1]
-                mean = 0.5 * (here + thick[i, j + 1])
-                h = min(donor * 1.2, mean) if donor > 0.0 else 0.0
-                spread = min(rate * h * h * h * h * h * slope2, 6.0e4)
+                spread = _spread(rate, here, thick[i, j + 1], gx, slope2)
                 fastest = max(fastest, spread)
                 flux_x[i, j] = spread * gx / cell_m
         step = min(0.5, 0.16 * cell_m * cell_m / fastest)

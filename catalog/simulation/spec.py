@@ -84,6 +84,11 @@ class RegionSpec:
             raise UsageError(f"region {self.name!r} lies at {self.lon}, {self.lat}: outside UTM")
         if not 2.0 <= self.size_km <= 60.0:
             raise UsageError(f"size_km is {self.size_km}; 2 to 60 are supported")
+        for season in self.seasons:
+            if not 1 <= season.scenes <= 30:
+                raise UsageError(
+                    f"season {season.label!r} asks for {season.scenes} scenes: 1 to 30"
+                )
         if self.style not in _STYLES:
             raise UsageError(f"style is {self.style!r}; known styles are {sorted(_STYLES)}")
 
