@@ -6,12 +6,10 @@ yields small dicts as they finish. Whatever a driver starts ends with it, howeve
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -36,7 +34,6 @@ __all__ = [
     "RayExecutor",
     "SerialExecutor",
     "Stopped",
-    "die_with_parent",
     "end_children",
     "stop_on_signals",
 ]
@@ -61,15 +58,6 @@ class Executor(Protocol):
 
 
 # --- life and death of processes -----------------------------------------------------------------
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when the thread that started it ends (Linux).
-
-    Meant to run between fork and exec, in a child that the main thread starts.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _driver() -> Job:
@@ -311,9 +299,24 @@ class RayExecutor:
         self._settings = settings
         self._folder: Path | None = None
         self._started = False
+        self._stderr = -1
+
+    def _mute(self) -> None:
+        """Lead this process's stderr away: Ray's own code writes to it past every logger."""
+        self._stderr = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+
+    def _unmute(self) -> None:
+        if self._stderr >= 0:
+            os.dup2(self._stderr, 2)
+            os.close(self._stderr)
+            self._stderr = -1
 
     def _connect(self) -> None:
         set_process_environment()
+        self._mute()
         import ray
 
         quiet = {"log_to_driver": False, "logging_level": "critical", "configure_logging": True}
@@ -364,5 +367,6 @@ class RayExecutor:
 
             ray.shutdown()
             self._started = False
+        self._unmute()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -434,7 +434,6 @@ def set_process_environment() -> dict[str, str]:
         # ^ the local cluster binds to loopback only
         "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "OMP_NUM_THREADS": "1",
