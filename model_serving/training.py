@@ -48,7 +48,7 @@ class Recipe:
     steps: int = 450
     batch: int = 4
     window_px: int = 192
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.98
     resolution_m: float = 20.0

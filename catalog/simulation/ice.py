@@ -22,6 +22,10 @@ _CELL = 8
 # ^ the flow model runs on 80 m cells: 8 pixels of 10 m
 _LEAST_PX = 100
 # ^ 0.01 km2, the smallest glacier an inventory holds
+_NUNATAK_PX = 200
+# ^ 0.02 km2: smaller patches of rock inside a glacier are not drawn by analysts either
+_NARROW_PX = 4
+# ^ rock ribs narrower than 80 m between two snow fields are mapped as glacier
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +143,8 @@ def _mask_from(
     room = deep + np.clip(0.75 * (broad - bed), -80.0, 25.0) - (9.0 + 2.5 * edge)
     if wasted is not None:
         room -= wasted
-    ice = ndimage.binary_opening(room > 0, iterations=2)
-    ice = ndimage.binary_closing(ice, iterations=2) | ice
+    ice = ndimage.binary_opening(room > 0, iterations=3)
+    ice = ndimage.binary_closing(ice, iterations=_NARROW_PX) | ice
     surface = broad + deep - 4.0
     surface = np.where(ice, np.maximum(bed + 1.0, surface), bed)
     return ice, surface.astype(np.float32)
@@ -233,7 +237,7 @@ def grow_ice(spec: RegionSpec, bed: NDArray[np.float32]) -> list[IceState]:
         rise_m = season.ela_rise_m - spec.seasons[0].ela_rise_m
         wasted = None if origin is None else _wasting(origin, rise_m)
         ice, surface = _mask_from(spec, bed, thick, wasted=wasted)
-        ice = _fill_holes(_drop_small(ice, 700 if before is None else 25), 40)
+        ice = _fill_holes(_drop_small(ice, 700 if before is None else 25), _NUNATAK_PX)
         if before is not None:
             ice = _drop_small(ice & before, 25)
         surface = np.where(ice, surface, bed)
