@@ -60,7 +60,8 @@ CHANGE_SCHEMA = pa.schema(
 ``event`` is the first of these that holds: ``unobserved`` (a date has under 80 % of the reference
 outline), ``vanished`` (no ice left), ``appeared`` (ice where there was none), ``below-minimum``
 (fell under 0.01 km2), ``split`` (more separate pieces than before), ``advanced`` (grew by more than
-two standard deviations and at least 0.01 km2 of it outside the reference outline), or empty.
+two standard deviations and at least 0.01 km2 of it outside the reference outline), or empty; all
+but ``unobserved`` only where a change is reported.
 ``flags`` joins with ``;`` what the accounts of either date note and why no change is reported.
 """
 
@@ -213,6 +214,7 @@ def _silencing(flags: list[str]) -> bool:
 
 def _events(old: pd.DataFrame, new: pd.DataFrame, *, change: Floats, sigma: Floats) -> list[str]:
     before, after = old["area_km2"].to_numpy(), new["area_km2"].to_numpy()
+    compared = np.isfinite(change)
     least = MIN_AREA_KM2 * (1 - 1e-9)
     beyond = (new["area_beyond_km2"] - old["area_beyond_km2"]).to_numpy()
     observed = ~((old["obs_fraction"] < MIN_OBSERVED) | (new["obs_fraction"] < MIN_OBSERVED))
@@ -226,7 +228,8 @@ def _events(old: pd.DataFrame, new: pd.DataFrame, *, change: Floats, sigma: Floa
         "split": split.to_numpy(),
         "advanced": (change > 2 * sigma) & (beyond >= _MIN_GROWTH_KM2 * (1 - 1e-9)),
     }
-    events = np.select(list(cases.values()), list(cases), default="")
+    told = [found & (compared | (name == "unobserved")) for name, found in cases.items()]
+    events = np.select(told, list(cases), default="")
     return [str(event) for event in events]
 
 
