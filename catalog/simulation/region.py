@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["SimulatedRegion", "simulate_region"]
 
 _SAR_PER_SEASON = 2
-_VERSION = 1
+_VERSION = 2
 # ^ raise it when equal specs no longer give equal files: older folders are then refused
 
 
