@@ -167,7 +167,6 @@ def _card(
         "network": GlacierSegConfig().to_dict(),
         "window_px": recipe.serve_window_px,
         "resolution_m": [10, 30],
-        "licence": "Apache-2.0",
         "command": "inventory-engine train",
         "recipe": asdict(recipe),
         "regions": [r.to_dict() for r in regions],
