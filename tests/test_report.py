@@ -527,6 +527,23 @@ def test_a_single_season_gives_an_inventory_without_change(report):
     assert "inventory/2016/accounts.parquet" in page.words
 
 
+def test_a_season_and_a_pair_that_could_not_be_made_are_named_and_the_rest_is_reported(report):
+    copy = Workspace(report.workspace.path("").parent / "partial")
+    for name in report.workspace.names(""):
+        if name.startswith(("inventory/2016", "inventory/2020", "change/2016_2020")):
+            copy.put(name, report.workspace.get(name) or b"")
+    write_report(copy, run=report.run)
+    data = json.loads(copy.get("report/data.json") or b"")
+    assert data["missing"] == [
+        "season 2024",
+        "change from 2020 to 2024",
+        "change from 2016 to 2024",
+    ]
+    page = Page((copy.get("report/index.html") or b"").decode())
+    assert "Not everything that was asked for could be made: season 2024" in page.words
+    assert data["headline"] == {"start": "2016", "end": "2020"}
+
+
 # --- what it refuses -----------------------------------------------------------------------------
 
 

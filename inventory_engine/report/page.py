@@ -132,6 +132,7 @@ def _data(run: dict[str, Any], story: _Story) -> dict[str, Any]:
             "regional_scale": calibration.regional_scale,
             "source": calibration.source,
         },
+        "missing": list(story.region.missing),
         "events": tables.event_rows(story.region, story.pairs, limit=1_000_000),
         "set_aside": dict(tables.set_aside_rows(run)[1]),
         "scenes": {season.label: len(season.scenes) for season in story.region.seasons},
@@ -265,6 +266,7 @@ def _texts(story: _Story) -> dict[str, Any]:
         "calibration": calibration.source if calibration else "",
         "scale": f"{calibration.scale:.3g}" if calibration else "",
         "regional_scale": f"{calibration.regional_scale:.3g}" if calibration else "",
+        "missing": list(story.region.missing),
         "debris_extent": words.plain(last.debris_km2),
     }
     total = story.headline

@@ -120,6 +120,8 @@ class RegionData:
     pairs: tuple[Pair, ...]
     names: dict[str, str]
     """Glacier id -> name, where the reference inventory has one."""
+    missing: tuple[str, ...]
+    """Seasons and pairs that were asked for but whose tables do not exist."""
     calibration: AreaCalibration | None
     """Factors the change tables were made with; None where they name none."""
 
@@ -141,24 +143,40 @@ def read_region(workspace: Workspace, run: dict[str, Any]) -> RegionData:
     Raises
     ------
     StoreError
-        ``report-input`` where a table is missing, unreadable or lacks columns.
+        ``report-input`` where no season has tables, or one is unreadable or lacks columns.
     """
     grid = RegionGrid.from_dict(run["grid"])
     spans = run["seasons"]
     labels = sorted(spans, key=lambda label: (str(spans[label]["start"]), label))
     if not labels:
         raise StoreError("the run has no seasons, so there is nothing to report", kind=_KIND)
-    seasons = tuple(_read_season(workspace, label, run, grid) for label in labels)
-    pairs = tuple(_read_pair(workspace, str(a), str(b)) for a, b in run["pairs"])
-    return RegionData(grid, seasons, pairs, _names(seasons), _calibration(pairs, run))
+    made = [label for label in labels if workspace.get(_accounts_name(label)) is not None]
+    seasons = tuple(_read_season(workspace, label, run, grid) for label in made or labels)
+    asked = [(str(a), str(b)) for a, b in run["pairs"]]
+    known = [p for p in asked if workspace.get(f"{_pair_folder(*p)}/glaciers.parquet") is not None]
+    pairs = tuple(_read_pair(workspace, a, b) for a, b in known if {a, b} <= set(made))
+    read = {(pair.start, pair.end) for pair in pairs}
+    missing = [f"season {label}" for label in labels if label not in made]
+    missing += [f"change from {a} to {b}" for a, b in asked if (a, b) not in read]
+    return RegionData(
+        grid, seasons, pairs, _names(seasons), tuple(missing), _calibration(pairs, run)
+    )
 
 
 _KIND = "report-input"
 
 
+def _accounts_name(label: str) -> str:
+    return f"inventory/{label}/accounts.parquet"
+
+
+def _pair_folder(start: str, end: str) -> str:
+    return f"change/{start}_{end}"
+
+
 def _read_season(workspace: Workspace, label: str, run: dict[str, Any], grid: RegionGrid) -> Season:
     folder = f"inventory/{label}"
-    accounts = _table(workspace, f"{folder}/accounts.parquet", _ACCOUNT_COLUMNS)
+    accounts = _table(workspace, _accounts_name(label), _ACCOUNT_COLUMNS)
     outlines = _outlines(workspace, f"{folder}/outlines.parquet", grid)
     scenes = sorted(
         run["scenes"].get(label, []), key=lambda s: (str(s.get("datetime")), str(s.get("id")))
@@ -176,7 +194,7 @@ def _read_season(workspace: Workspace, label: str, run: dict[str, Any], grid: Re
 
 
 def _read_pair(workspace: Workspace, start: str, end: str) -> Pair:
-    folder = f"change/{start}_{end}"
+    folder = _pair_folder(start, end)
     glaciers = _table(workspace, f"{folder}/glaciers.parquet", _CHANGE_COLUMNS)
     glaciers["glacier_id"] = glaciers["glacier_id"].astype(str)
     for column in ("date_from", "date_to"):
