@@ -144,6 +144,11 @@ def _flock(workspace: Workspace) -> Iterator[None]:
         os.close(fd)
 
 
+def _tag(meta: Any) -> dict[str, Any]:
+    """Say which state of an object is meant, as a conditional write wants it: without blanks."""
+    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
+
+
 class Lease:
     """A lock on an object store: created conditionally, renewed by a thread, fenced by its tag.
 
@@ -213,8 +218,7 @@ class Lease:
             found = obstore.get(self._store, _NAME)
         except (FileNotFoundError, NotFoundError):
             return None
-        tag = {"e_tag": found.meta["e_tag"], "version": found.meta.get("version")}
-        return tag, _parse(bytes(found.bytes()))
+        return _tag(found.meta), _parse(bytes(found.bytes()))
 
     def _put(self, mode: Any) -> bool:
         """Write the lease if nobody else did; False where somebody else did."""
@@ -226,7 +230,7 @@ class Lease:
             return False
         except obstore.exceptions.BaseError as error:
             raise StoreError(f"cannot write {_NAME} in {self._workspace.url}: {error}") from error
-        self._tag = {"e_tag": done["e_tag"], "version": done.get("version")}
+        self._tag = _tag(done)
         return True
 
     def _renew(self) -> None:

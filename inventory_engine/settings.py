@@ -217,12 +217,13 @@ class Settings(_Strict):
     """A folder or an object-store URL."""
     compute: ComputeSettings = ComputeSettings()
 
-    @model_validator(mode="after")
-    def _distinct_seasons(self) -> Settings:
-        windows = [(s.start, s.end) for s in self.seasons.values()]
+    @field_validator("seasons")
+    @classmethod
+    def _distinct_seasons(cls, seasons: dict[str, SeasonSettings]) -> dict[str, SeasonSettings]:
+        windows = [(s.start, s.end) for s in seasons.values()]
         if len(set(windows)) != len(windows):
-            raise ValueError("seasons: expected windows that differ, found the same one twice")
-        return self
+            raise ValueError("expected windows that differ, found the same one twice")
+        return seasons
 
     @property
     def season_labels(self) -> list[str]:
@@ -308,6 +309,13 @@ def _compose(path: Path) -> yaml.Node:
             kind="settings",
         ) from error
     try:
+        events = list(yaml.parse(text, Loader=yaml.SafeLoader))
+        alias = next((e for e in events if isinstance(e, yaml.AliasEvent)), None)
+        if alias is not None:
+            line = alias.start_mark.line + 1 if alias.start_mark else 1
+            raise _refusal(
+                path, [(line, f"*{alias.anchor}: expected plain values, found an alias")]
+            )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
