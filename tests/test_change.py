@@ -25,7 +25,7 @@ from change_detection.outlines import publish_season, trace_batch
 from change_detection.uncertainty import AreaCalibration
 
 CALIBRATION = AreaCalibration(2.0, 3.0, "made up for a test, verified nowhere")
-GRID = world_grid()
+GRID = world_grid(SIZE)
 RECTANGLES = {"A": (40, 40, 100, 100), "B": (40, 140, 100, 30), "C": (200, 200, 20, 20)}
 FULL = mask(*RECTANGLES.values())
 YEARS = (SUMMER_2024 - SUMMER_2016) / 365.2425

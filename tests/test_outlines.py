@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -29,11 +31,14 @@ from skimage.measure import label
 
 from catalog.cube import create_layer
 from catalog.errors import StoreError, UsageError
+from catalog.glaciers import read_reference
+from catalog.grid import region_grid
 from change_detection.attributes import RGI_ATTRIBUTES
-from change_detection.divides import glacier_batches
+from change_detection.divides import glacier_batches, reference_owners
 from change_detection.outlines import publish_season, trace_batch
 from change_detection.polygons import trace_polygons
 
+DATA = Path(os.environ.get("INVENTORY_ENGINE_TEST_DATA", "../shared/data"))
 GROWTH = 200.0
 WINDOW = ("2016-07-15", "2016-09-30")
 RECTANGLES = {"A": (40, 40, 100, 100), "B": (40, 140, 100, 30), "C": (200, 200, 20, 20)}
@@ -44,10 +49,10 @@ PIXEL = 1e-4
 class World:
     """A workspace with painted seasons, and what the stage makes of them."""
 
-    def __init__(self, folder, *, shard_px=128, rectangles=RECTANGLES):
-        self.grid = world_grid(shard_px)
+    def __init__(self, folder, *, grid=None, frame=None):
+        self.grid = world_grid() if grid is None else grid
         self.workspace = new_workspace(folder)
-        self.frame = reference(rectangles, self.grid)
+        self.frame = reference(RECTANGLES, self.grid) if frame is None else frame
         self.batches = glacier_batches(self.frame, self.grid, growth_m=GROWTH)
 
     def paint(self, season="2016", **layers):
@@ -360,9 +365,7 @@ def test_the_date_is_the_median_day_of_the_glaciers_own_pixels(world):
     ],
 )
 def test_out_of_season_depends_on_the_hemisphere(tmp_path, lat_0, day, flagged):
-    world = World(tmp_path)
-    world.grid = world_grid(lat_0=lat_0)
-    world.frame = reference(RECTANGLES, world.grid)
+    world = World(tmp_path, grid=world_grid(lat_0=lat_0))
     days = int(np.datetime64(day).astype(int))
     world.paint(ice=mask(*RECTANGLES.values()), day=days)
     world.trace(season_window=("2016-01-01", "2016-12-31"))
@@ -476,6 +479,35 @@ def test_chunks_that_were_never_written_count_as_not_seen(world):
     assert world.accounts.area_km2.tolist() == pytest.approx([1.0, 0.3, 0.04])
 
 
+@pytest.mark.real_data
+def test_a_real_complex_mapped_as_it_was_gives_its_glaciers_back(tmp_path):
+    path = DATA / "hintereisferner" / "rgi7g_hef_complex.shp"
+    if not path.exists():
+        pytest.skip(f"the real outlines are not at {path} (set INVENTORY_ENGINE_TEST_DATA)")
+    frame = read_reference(path).frame
+    vertices = shapely.get_coordinates(frame.geometry.to_numpy())
+    grid = region_grid(
+        vertices[:, 0], vertices[:, 1], resolution_m=20.0, margin_m=400.0, shard_px=1024
+    )
+    world = World(tmp_path, grid=grid, frame=frame)
+    (batch,) = world.batches
+    ice = np.zeros(grid.shape, bool)
+    window = np.s_[batch.row0 : batch.row0 + batch.height, batch.col0 : batch.col0 + batch.width]
+    ice[window] = reference_owners(batch, frame, grid) > 0
+    world.paint(ice=ice)
+    world.trace()
+    rgi = gpd.read_file(path).set_index("rgi_id")
+    counted = world.accounts.area_km2
+    assert len(counted) == 23
+    assert counted.sum() == pytest.approx(rgi.area_km2.sum(), rel=1e-3)
+    assert ((counted - rgi.area_km2).abs() < 4 * world.accounts.boundary_sigma_km2 + 2e-3).all()
+    # exact pixel outlines next to the digitised ones: half a pixel along the margin at most
+    mine = world.outlines.dissolve("ref_id").to_crs(grid.proj4).geometry
+    theirs = rgi.to_crs(grid.proj4).geometry
+    overlap = mine.intersection(theirs).area / mine.union(theirs).area
+    assert overlap[rgi.area_km2 > 1].min() > 0.95
+
+
 # --- the same answer anywhere -------------------------------------------------------------------
 
 
@@ -500,7 +532,7 @@ def random_season(seed):
 def test_the_inventory_does_not_depend_on_the_cut_into_shards(tmp_path):
     found = []
     for shard_px in (64, 128, 256):
-        world = World(tmp_path / str(shard_px), shard_px=shard_px)
+        world = World(tmp_path / str(shard_px), grid=world_grid(shard_px))
         paint_terrain(world.workspace, world.grid, cone())
         world.paint(**random_season(5))
         world.trace()
