@@ -21,7 +21,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 train: $(VENV)/.installed
-	$(BIN)/inventory-engine train
+	$(BIN)/inventory-engine train model_serving/weights/default
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

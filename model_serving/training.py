@@ -167,7 +167,7 @@ def _card(
         "network": GlacierSegConfig().to_dict(),
         "window_px": recipe.serve_window_px,
         "resolution_m": [10, 30],
-        "command": "inventory-engine train",
+        "command": "inventory-engine train FOLDER",
         "recipe": asdict(recipe),
         "regions": [r.to_dict() for r in regions],
         "members": members,
