@@ -11,6 +11,7 @@ import random
 import re
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,12 @@ os.environ["GDAL_SKIP"] = " ".join(
 import rasterio  # noqa: E402
 from affine import Affine  # noqa: E402
 from rasterio.crs import CRS  # noqa: E402
-from rasterio.errors import CRSError, RasterioError, RasterioIOError  # noqa: E402
+from rasterio.errors import (  # noqa: E402
+    CRSError,
+    NotGeoreferencedWarning,
+    RasterioError,
+    RasterioIOError,
+)
 from rasterio.windows import Window  # noqa: E402
 
 __all__ = ["AssetPolicy", "OpenAssets", "gdal_env", "public_href", "retrying"]
@@ -331,7 +337,10 @@ class OpenAssets:
         elif not Path(path).is_file():
             raise DataError(f"{path} does not exist", kind="asset-missing")
         try:
-            dataset = rasterio.open(path, driver="GTiff", sharing=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                # ^ the header is held against the item's promise below
+                dataset = rasterio.open(path, driver="GTiff", sharing=False)
         except RasterioIOError as error:
             raise self._open_fault(path, error) from None
         try:

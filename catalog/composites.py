@@ -375,7 +375,7 @@ def _average_sar_tile(
         by_role = {band.role: band for band in scene.bands}
         bands = [by_role[role] for role in SAR_BANDS]
         try:
-            gamma = read_bands(assets, bands, tile, dtype="float32")
+            gamma = read_bands(assets, bands, tile, dtype="float32", within=(0, np.inf))
         except DataError as error:
             tally.faults[scene.id] = SetAside(scene.id, error.kind, str(error))
             continue

@@ -84,20 +84,23 @@ def shard_tiles(shard: Shard, *, halo: int = 0) -> list[Tile]:
 
 def read_bands(
     assets: OpenAssets,
-    bands: Sequence[BandSource],
+    bands: Sequence[BandSource | Sequence[BandSource]],
     tile: Tile,
     *,
     dtype: str,
     categories: bool = False,
+    within: tuple[float, float] | None = None,
 ) -> npt.NDArray[Any]:
-    """Bands of one scene on the pixels of a tile.
+    """Bands on the pixels of a tile.
 
     Parameters
     ----------
     assets
         The task's open rasters.
     bands
-        Which bands.
+        Which bands. Several rasters in the place of one are neighbours on one lattice of pixels:
+        they are joined before pixels are interpolated, so that no seam shows; where they overlap
+        the first counts.
     tile
         Which pixels.
     dtype
@@ -105,6 +108,9 @@ def read_bands(
     categories
         Whether pixel values are names of classes: then the nearest is taken, or the most frequent
         where pixels are merged. Otherwise pixels are interpolated, or averaged where merged.
+    within
+        Pixel values mean something between these two only, both excluded; what lies outside is no
+        data before pixels are interpolated.
 
     Returns
     -------
@@ -123,7 +129,8 @@ def read_bands(
     )
     table = np.empty((1, len(bands)), dtype=ASSET_TABLE_DT)
     for index, band in enumerate(bands):
-        table[0, index] = (band, tile.bounds, (1.0, 0.0))
+        rasters = (band,) if isinstance(band, BandSource) else tuple(band)
+        table[0, index] = (rasters, tile.bounds, (1.0, 0.0))
     fill: Any = np.dtype(dtype).type(np.nan if np.dtype(dtype).kind == "f" else 0)
     stack = stackstac.to_dask.items_to_dask(
         table,
@@ -133,7 +140,7 @@ def read_bands(
         dtype=np.dtype(dtype),
         fill_value=fill,
         rescale=False,
-        reader=functools.partial(GridReader, assets=assets),
+        reader=functools.partial(GridReader, assets=assets, within=within),
     )
     with dask.config.set(scheduler="synchronous"):
         pixels: npt.NDArray[Any] = stack[0].compute()
@@ -151,7 +158,7 @@ class GridReader:
     def __init__(
         self,
         *,
-        url: BandSource,
+        url: tuple[BandSource, ...],
         spec: stackstac.raster_spec.RasterSpec,
         resampling: Resampling,
         dtype: np.dtype[Any],
@@ -160,33 +167,37 @@ class GridReader:
         gdal_env: object,  # noqa: ARG002
         errors_as_nodata: tuple[Exception, ...] = (),  # noqa: ARG002
         assets: OpenAssets,
+        within: tuple[float, float] | None = None,
     ) -> None:
-        self._band = url
+        self._bands = url
         self._spec = spec
         self._categories = resampling is Resampling.nearest
         self._dtype = dtype
         self._fill = fill_value
         self._assets = assets
+        self._within = within
 
     def read(self, window: Window) -> npt.NDArray[Any]:
-        """Pixels of a window of the spec; the fill value beyond the raster."""
+        """Pixels of a window of the spec; the fill value beyond the rasters."""
         height, width = int(window.height), int(window.width)
         out = np.full((height, width), self._fill, dtype=self._dtype)
         target = self._spec.transform @ Affine.translation(window.col_off, window.row_off)
-        dataset = self._assets.dataset(self._band)
         grid_crs = _crs(self._spec.epsg)
-        ratio = self._spec.resolutions_xy[0] / _pixel_metres(dataset)
-        bounds = _bounds(target, height, width)
-        source = _source_window(dataset, grid_crs, bounds=bounds, pad=3 + math.ceil(2 * ratio))
-        if source is None:
+        datasets = [self._assets.dataset(band) for band in self._bands]
+        ratio = self._spec.resolutions_xy[0] / _pixel_metres(datasets[0])
+        bounds = _source_bounds(grid_crs, datasets[0].crs, target, (height, width))
+        if bounds is None:
             return out
-        pixels = self._clean(self._assets.read(self._band, source))
+        pad = 3 + math.ceil(2 * ratio)
+        pixels, transform = self._source_pixels(datasets, bounds, pad)
+        if not pixels.size:
+            return out
         try:
             reproject(
                 pixels,
                 out,
-                src_transform=dataset.window_transform(source),
-                src_crs=dataset.crs,
+                src_transform=transform,
+                src_crs=datasets[0].crs,
                 src_nodata=self._fill,
                 dst_transform=target,
                 dst_crs=grid_crs,
@@ -200,10 +211,40 @@ class GridReader:
             )
         except RasterioError as error:
             raise DataError(
-                f"asset {self._band.asset} cannot be warped to the grid: {error}",
+                f"asset {self._bands[0].asset} cannot be warped to the grid: {error}",
                 kind="geo-mismatch",
             ) from error
         return out
+
+    def _source_pixels(
+        self, datasets: list[Any], bounds: tuple[float, float, float, float], pad: int
+    ) -> tuple[npt.NDArray[Any], Affine]:
+        """Pixels of all rasters within bounds of their own projection, on their common lattice."""
+        origins = [_near(dataset, (bounds[0] + bounds[2]) / 2) for dataset in datasets]
+        inverse = ~origins[0]
+        places = []
+        for dataset, origin in zip(datasets, origins, strict=True):
+            col, row = inverse @ (origin.c, origin.f)
+            places.append((round(row), round(col), *dataset.shape))
+        wanted = _pixel_box(inverse, bounds, pad)
+        boxes = [_overlap(wanted, (r, c, r + h, c + w)) for r, c, h, w in places]
+        found = [box for box in boxes if box is not None]
+        if not found:
+            return np.empty((0, 0), self._dtype), origins[0]
+        top, left = min(box[0] for box in found), min(box[1] for box in found)
+        bottom, right = max(box[2] for box in found), max(box[3] for box in found)
+        canvas = np.full((bottom - top, right - left), self._fill, self._dtype)
+        for band, box, (row, col, _, _) in zip(self._bands, boxes, places, strict=True):
+            if box is None:
+                continue
+            r0, c0, r1, c1 = box
+            new = self._clean(
+                self._assets.read(band, Window(c0 - col, r0 - row, c1 - c0, r1 - r0)), band
+            )
+            part = canvas[r0 - top : r1 - top, c0 - left : c1 - left]
+            free = np.isnan(part) if self._dtype.kind == "f" else part == self._fill
+            np.copyto(part, new, where=free)
+        return canvas, origins[0] @ Affine.translation(left, top)
 
     def close(self) -> None:
         """Nothing: the rasters belong to the task."""
@@ -214,18 +255,21 @@ class GridReader:
     def __setstate__(self, state: object) -> None:
         raise TypeError("a reader holds open rasters and stays in its task")
 
-    def _clean(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _clean(self, pixels: npt.NDArray[Any], band: BandSource) -> npt.NDArray[Any]:
         """Pixels of the wanted type in which only the fill value means no data."""
         if self._dtype.kind != "f" and not np.can_cast(pixels.dtype, self._dtype):
             raise DataError(
-                f"asset {self._band.asset} holds {pixels.dtype}, expected {self._dtype}",
+                f"asset {band.asset} holds {pixels.dtype}, expected {self._dtype}",
                 kind="type-mismatch",
             )
         values = pixels.astype(self._dtype)
-        if self._band.nodata is not None and self._band.nodata != self._fill:
-            values[pixels == pixels.dtype.type(self._band.nodata)] = self._fill
+        if band.nodata is not None and band.nodata != self._fill:
+            values[pixels == band.nodata] = self._fill
         if self._dtype.kind == "f":
             values[~np.isfinite(values)] = self._fill
+        if self._within is not None:
+            low, high = self._within
+            values[(values <= low) | (values >= high)] = self._fill
         return values
 
     def _resampling(self, ratio: float) -> Resampling:
@@ -250,31 +294,47 @@ def _pixel_metres(dataset: Any) -> float:
     return step * float(dataset.crs.linear_units_factor[1])
 
 
-def _bounds(transform: Affine, height: int, width: int) -> tuple[float, float, float, float]:
+def _source_bounds(
+    grid_crs: CRS, crs: CRS, transform: Affine, shape: tuple[int, int]
+) -> tuple[float, float, float, float] | None:
+    """Window of the grid in the projection of a raster; east of 180 where it crosses it."""
     left, top = transform @ (0, 0)
-    right, bottom = transform @ (width, height)
-    return left, bottom, right, top
-
-
-def _source_window(
-    dataset: Any, crs: CRS, *, bounds: tuple[float, float, float, float], pad: int
-) -> Window | None:
-    """Pixels of a raster that a rectangle of the grid needs, or None where they do not meet."""
+    right, bottom = transform @ (shape[1], shape[0])
     try:
-        left, bottom, right, top = transform_bounds(crs, dataset.crs, *bounds)
+        west, south, east, north = transform_bounds(grid_crs, crs, left, bottom, right, top)
     except RasterioError:
         return None
-    if not all(math.isfinite(v) for v in (left, bottom, right, top)):
+    if not all(math.isfinite(v) for v in (west, south, east, north)):
         return None
-    if left > right:
-        # The rectangle crosses the antimeridian: keep the side the raster is on.
-        left, right = (left, left + 360) if dataset.bounds.left >= 0 else (right - 360, right)
-    inverse = ~dataset.transform
+    return west, south, east + (360.0 if east < west else 0.0), north
+
+
+def _near(dataset: Any, x: float) -> Affine:
+    """Transform of a raster; one in degrees is turned around the globe to where ``x`` is."""
+    transform = dataset.transform
+    if not dataset.crs.is_geographic:
+        return transform
+    middle = transform.c + transform.a * dataset.width / 2
+    turns = round((x - middle) / 360.0)
+    return Affine(transform.a, transform.b, transform.c + 360.0 * turns, *tuple(transform)[3:6])
+
+
+_Box = tuple[int, int, int, int]
+
+
+def _pixel_box(inverse: Affine, bounds: tuple[float, float, float, float], pad: int) -> _Box:
+    """First row and column, last row and column (excluded) of bounds, padded."""
+    left, bottom, right, top = bounds
     col0, row0 = inverse @ (left, top)
     col1, row1 = inverse @ (right, bottom)
-    rows, cols = dataset.shape
-    col0, row0 = max(0, math.floor(col0) - pad), max(0, math.floor(row0) - pad)
-    col1, row1 = min(cols, math.ceil(col1) + pad), min(rows, math.ceil(row1) + pad)
-    if col1 <= col0 or row1 <= row0:
-        return None
-    return Window(col0, row0, col1 - col0, row1 - row0)
+    return (
+        math.floor(row0) - pad,
+        math.floor(col0) - pad,
+        math.ceil(row1) + pad,
+        math.ceil(col1) + pad,
+    )
+
+
+def _overlap(a: _Box, b: _Box) -> _Box | None:
+    row0, col0, row1, col1 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    return (row0, col0, row1, col1) if row0 < row1 and col0 < col1 else None

@@ -18,8 +18,8 @@ from catalog.composites import scenes_over
 from catalog.cube import TERRAIN_BANDS, Outcome, Workspace, create_layer, write_shard
 from catalog.errors import DataError, SetAside
 from catalog.grid import RegionGrid, Shard
-from catalog.sensors import Scene
-from catalog.stacks import Tile, read_bands, shard_tiles
+from catalog.sensors import BandSource, Scene
+from catalog.stacks import read_bands, shard_tiles
 
 __all__ = ["build_terrain_shard", "create_terrain", "describe_terrain", "terrain_halo"]
 
@@ -27,7 +27,7 @@ _NAME = "cube.zarr/terrain"
 _BOX_M = 1000.0
 _SIGMA_M = 30.0
 _TRUNCATE = 4.0
-_LOWEST_M, _HIGHEST_M = -500.0, 9000.0
+_PLAUSIBLE_M = (-500.0, 9000.0)
 # ^ beyond these there is no land: fill values that no field announced
 
 _Elevation = npt.NDArray[np.float64]
@@ -69,14 +69,9 @@ def build_terrain_shard(
     """
     halo = terrain_halo(shard.grid.resolution_m)
     scenes = sorted(scenes_over(dem, shard), key=lambda scene: scene.id)
-    faults: dict[str, SetAside] = {}
     with OpenAssets(policy) as assets:
-        while True:
-            sound = [scene for scene in scenes if scene.id not in faults]
-            elevation, new_faults = _elevation(assets, shard, sound, halo=halo)
-            if not new_faults:
-                break
-            faults |= new_faults
+        sound, faults = _readable(assets, scenes, shard, halo=halo)
+        elevation = _elevation(assets, shard, sound, halo=halo)
     bands = describe_terrain(elevation, resolution_m=shard.grid.resolution_m)
     checksum = write_shard(workspace, _NAME, shard, bands)
     facts = {
@@ -84,7 +79,23 @@ def build_terrain_shard(
         "dem_scene_ids": [scene.id for scene in sound],
         "valid_fraction": round(float(np.isfinite(bands[0]).mean()), 6),
     }
-    return Outcome({f"{_NAME}/{shard.id}": checksum}, tuple(sorted(faults.values())), facts)
+    return Outcome({f"{_NAME}/{shard.id}": checksum}, tuple(sorted(faults)), facts)
+
+
+def _readable(
+    assets: OpenAssets, scenes: list[Scene], shard: Shard, *, halo: int
+) -> tuple[list[Scene], list[SetAside]]:
+    """Scenes all of whose pixels near the shard can be read, and the others by name."""
+    sound, faults = [], []
+    for scene in scenes:
+        try:
+            for tile in shard_tiles(shard, halo=halo):
+                read_bands(assets, scene.bands, tile, dtype="float32")
+        except DataError as error:
+            faults.append(SetAside(scene.id, error.kind, str(error)))
+        else:
+            sound.append(scene)
+    return sound, faults
 
 
 def terrain_halo(resolution_m: float) -> int:
@@ -96,41 +107,40 @@ def _box_radius(resolution_m: float) -> int:
     return max(1, round(_BOX_M / resolution_m / 2))
 
 
-def _elevation(
-    assets: OpenAssets, shard: Shard, scenes: list[Scene], *, halo: int
-) -> tuple[_Elevation, dict[str, SetAside]]:
-    """Elevation of the shard and its halo, and the scenes that could not be read."""
+def _elevation(assets: OpenAssets, shard: Shard, scenes: list[Scene], *, halo: int) -> _Elevation:
+    """Elevation of the shard and its halo."""
     n = shard.grid.shard_px + 2 * halo
     row0, col0 = (side.start - halo for side in shard.window)
     out = np.full((n, n), np.nan, np.float64)
-    faults: dict[str, SetAside] = {}
+    lattices = _lattices(assets, scenes)
     for tile in shard_tiles(shard, halo=halo):
-        values = _read_tile(assets, tile, scenes, faults)
+        values = np.full((tile.height, tile.width), np.nan, np.float32)
+        for bands in lattices:
+            new = read_bands(assets, [bands], tile, dtype="float32", within=_PLAUSIBLE_M)[0]
+            np.copyto(values, new, where=np.isnan(values))
         top, left = tile.row - row0, tile.col - col0
         rows = slice(max(top, 0), min(top + tile.height, n))
         cols = slice(max(left, 0), min(left + tile.width, n))
         out[rows, cols] = values[
             rows.start - top : rows.stop - top, cols.start - left : cols.stop - left
         ]
-    return out, faults
-
-
-def _read_tile(
-    assets: OpenAssets, tile: Tile, scenes: list[Scene], faults: dict[str, SetAside]
-) -> npt.NDArray[np.float32]:
-    out = np.full((tile.height, tile.width), np.nan, np.float32)
-    for scene in scenes:
-        missing = np.isnan(out)
-        if scene.id in faults or not missing.any():
-            continue
-        try:
-            new = read_bands(assets, scene.bands, tile, dtype="float32")[0]
-        except DataError as error:
-            faults[scene.id] = SetAside(scene.id, error.kind, str(error))
-            continue
-        new[(new < _LOWEST_M) | (new > _HIGHEST_M)] = np.nan
-        np.copyto(out, new, where=missing)
     return out
+
+
+def _lattices(assets: OpenAssets, scenes: list[Scene]) -> list[list[BandSource]]:
+    """Rasters that are neighbours on one lattice of pixels, together; in the order of ids."""
+    groups: dict[tuple[Any, ...], list[BandSource]] = {}
+    for scene in scenes:
+        dataset = assets.dataset(scene.bands[0])
+        step_x, step_y = dataset.transform.a, -dataset.transform.e
+        phase = (dataset.transform.c / step_x % 1, dataset.transform.f / step_y % 1)
+        key = (
+            dataset.crs.to_wkt(),
+            *(round(step, 12) for step in (step_x, step_y)),
+            *(round(part, 2) % 1 for part in phase),
+        )
+        groups.setdefault(key, []).append(scene.bands[0])
+    return list(groups.values())
 
 
 def describe_terrain(elevation: npt.ArrayLike, *, resolution_m: float) -> npt.NDArray[np.float32]:

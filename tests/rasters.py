@@ -49,7 +49,7 @@ def small_grid(
 def utm_frame(
     *,
     pixel: float = 10,
-    size_m: float = 8000,
+    size_m: float = 4800,
     epsg: int = UTM,
     shift_m: float = 0,
     centre: tuple[float, float] = CENTRE,
@@ -70,6 +70,7 @@ def write_tif(path: Path, pixels: np.ndarray, transform: Affine, **profile: Any)
         "blockxsize": 256,
         "blockysize": 256,
         "compress": "deflate",
+        "zlevel": 1,
         **profile,
     }
     with rasterio.open(

@@ -147,9 +147,11 @@ def test_a_policy_survives_the_way_to_a_worker() -> None:
 
 def test_a_wildcard_does_not_reach_private_addresses() -> None:
     policy = AssetPolicy(("*.0.0.1:8443",))
-    with OpenAssets(policy, sleep=no_wait) as assets:
-        with pytest.raises(DataError, match="private address") as caught:
-            assets.dataset(band("https://127.0.0.1:8443/a.tif"))
+    with (
+        OpenAssets(policy, sleep=no_wait) as assets,
+        pytest.raises(DataError, match="private address") as caught,
+    ):
+        assets.dataset(band("https://127.0.0.1:8443/a.tif"))
     assert caught.value.kind == "href-refused"
 
 
@@ -338,9 +340,11 @@ def test_pixels_that_are_always_cut_are_a_source_error(raster: Path) -> None:
 
 
 def test_a_server_that_is_not_there_is_a_source_error() -> None:
-    with OpenAssets(AssetPolicy(("127.0.0.1:9",)), sleep=no_wait) as assets:
-        with pytest.raises(SourceError, match="cannot be reached"):
-            assets.dataset(band("http://127.0.0.1:9/red.tif"))
+    with (
+        OpenAssets(AssetPolicy(("127.0.0.1:9",)), sleep=no_wait) as assets,
+        pytest.raises(SourceError, match="cannot be reached"),
+    ):
+        assets.dataset(band("http://127.0.0.1:9/red.tif"))
 
 
 @pytest.mark.parametrize(

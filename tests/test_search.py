@@ -310,9 +310,11 @@ def test_items_repeated_across_pages_count_once() -> None:
 @pytest.mark.parametrize("extra", [{"numberMatched": 3}, {"context": {"matched": 3}}])
 def test_fewer_items_than_announced_are_an_error(extra: dict) -> None:
     pages = [[bare_item("a")], [bare_item("b"), bare_item("a")]]
-    with scripted_server(api(paged(pages, **extra))) as server:
-        with pytest.raises(SourceError, match="announced 3 items and delivered 2") as caught:
-            find(server.url)
+    with (
+        scripted_server(api(paged(pages, **extra))) as server,
+        pytest.raises(SourceError, match="announced 3 items and delivered 2") as caught,
+    ):
+        find(server.url)
     assert caught.value.kind == "catalog-incomplete"
 
 
@@ -399,9 +401,12 @@ def test_an_answer_that_makes_no_sense_is_a_typed_error(answer: Answer) -> None:
 
 
 def test_a_page_that_is_too_large_is_not_read() -> None:
-    with scripted_server(api(lambda *_: Answer(200, b" " * (64 * 2**20 + 1)))) as server:
-        with pytest.raises(SourceError, match="more than") as caught:
-            find(server.url)
+    huge = Answer(200, b" " * (64 * 2**20 + 1))
+    with (
+        scripted_server(api(lambda *_: huge)) as server,
+        pytest.raises(SourceError, match="more than") as caught,
+    ):
+        find(server.url)
     assert caught.value.kind == "catalog-bad-answer"
 
 
