@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from catalog.cube import Workspace
 from inventory_engine.report import maps, rasters
@@ -57,7 +58,9 @@ def season_map(
 ) -> Figure:
     """Composite of one season with its outlines and the debris-covered part."""
     figure, axes, _ = maps.map_figure(
-        view, title=season.label, subtitle=f"pixels of the outlines acquired {day_range(totals)}"
+        view,
+        title=season.label,
+        subtitle=f"median acquisition days of the glaciers: {day_range(totals)}",
     )
     maps.draw_rgb(axes, view, rgb)
     maps.draw_debris(axes, view, debris, season.outlines)
@@ -182,7 +185,8 @@ def confidence_map(workspace: Workspace, view: View, seasons: Sequence[Season]) 
         left = (0.28 + columns * cell) / width
         tall = cell * ratio / height
         bar = figure.add_axes((left, y + 0.1 * tall, 0.07 / width, 0.8 * tall))
-        figure.colorbar(drawn, cax=bar).outline.set_linewidth(0.4)
+        scale = figure.colorbar(drawn, cax=bar, ticks=MaxNLocator(5, integer=r == 2))
+        scale.outline.set_linewidth(0.4)
     return figure
 
 

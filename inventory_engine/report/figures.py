@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from inventory_engine.report.numbers import (
     SIZE_CLASSES,
@@ -50,8 +50,7 @@ def rate_figure(glaciers: Any, totals: PairTotals) -> Figure:
     first = figure.add_axes((0.075, 0.16, 0.44, 0.74))
     _rate_points(first, area, rate, sigma)
     first.set_xscale("log")
-    first.xaxis.set_major_formatter(_plain_ticks())
-    first.xaxis.set_minor_formatter(NullFormatter())
+    _plain_log_ticks(first.xaxis)
     rows = class_medians(area, rate)
     if rows:
         size, middle, low, high, _ = (np.array(column) for column in zip(*rows, strict=True))
@@ -70,7 +69,7 @@ def rate_figure(glaciers: Any, totals: PairTotals) -> Figure:
         )
     first.set_xlabel("Area at the first date (km²)")
     first.set_ylabel("Area change rate (% per year)")
-    second = figure.add_axes((0.585, 0.16, 0.34, 0.74), sharey=first)
+    second = figure.add_axes((0.575, 0.16, 0.33, 0.74), sharey=first)
     scatter = _rate_by_height(second, height, rate, area)
     second.set_xlabel("Median elevation (m)")
     second.tick_params(labelleft=False)
@@ -80,17 +79,19 @@ def rate_figure(glaciers: Any, totals: PairTotals) -> Figure:
         panel_letter(axes, letter)
     first.legend(loc="lower right")
     if scatter is not None:
-        bar = figure.colorbar(scatter, cax=figure.add_axes((0.94, 0.16, 0.012, 0.74)))
+        bar = figure.colorbar(scatter, cax=figure.add_axes((0.918, 0.16, 0.012, 0.74)))
         bar.set_label("Area at the first date (km²)")
-        bar.ax.yaxis.set_major_formatter(_plain_ticks())
-        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        _plain_log_ticks(bar.ax.yaxis)
         bar.outline.set_linewidth(0.4)
     _count_outside(first, rate, limits)
     return figure
 
 
-def _plain_ticks() -> FuncFormatter:
-    return FuncFormatter(lambda value, _: f"{value:g}")
+def _plain_log_ticks(axis: Any) -> None:
+    """Label a logarithmic axis at 1, 2 and 5, without powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _rate_points(axes: Axes, area: Floats, rate: Floats, sigma: Floats) -> None:
@@ -176,7 +177,7 @@ def area_figure(
     """Total area through time (a) and area per size class and season (b)."""
     figure = new_figure(PAGE_WIDTH_IN, 2.6)
     colours = season_colours(len(seasons))
-    first = figure.add_axes((0.075, 0.17, 0.3, 0.73))
+    first = figure.add_axes((0.075, 0.25, 0.3, 0.66))
     years = [_decimal_year(total.date_median) for total in totals]
     for total, year, colour in zip(totals, years, colours, strict=True):
         sigma = total.sigma_km2 if np.isfinite(total.sigma_km2) else None
@@ -203,9 +204,9 @@ def area_figure(
     first.set_ylabel("Mapped area (km²)")
     first.set_xlabel("Median date of the outlines (year)")
     first.ticklabel_format(useOffset=False)
-    first.locator_params(axis="x", nbins=4)
+    first.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     first.grid(visible=True)
-    second = figure.add_axes((0.46, 0.17, 0.52, 0.73))
+    second = figure.add_axes((0.46, 0.25, 0.52, 0.66))
     _size_class_bars(second, seasons, colours, scale=scale)
     panel_letter(first, "a")
     panel_letter(second, "b")
@@ -216,10 +217,11 @@ def _size_class_bars(
     axes: Axes, seasons: Sequence[Season], colours: Sequence[str], *, scale: float
 ) -> None:
     results = [size_class_areas(season, scale=scale) for season in seasons]
-    used = np.flatnonzero(np.max([numbers for _, numbers, _ in results], axis=0))
+    most = np.max([numbers for _, numbers, _ in results], axis=0)
+    used = np.flatnonzero(most)
     width = 0.8 / max(len(seasons), 1)
     place = np.arange(len(used))
-    for index, ((areas, numbers, sigmas), season) in enumerate(zip(results, seasons, strict=True)):
+    for index, ((areas, _, sigmas), season) in enumerate(zip(results, seasons, strict=True)):
         x = place + (index - (len(seasons) - 1) / 2) * width
         axes.bar(x, areas[used], 0.92 * width, color=colours[index], label=season.label, zorder=2)
         known = np.isfinite(sigmas[used])
@@ -233,19 +235,8 @@ def _size_class_bars(
             capsize=1.5,
             zorder=3,
         )
-        if len(seasons) * len(used) <= 24:
-            for spot, area, number in zip(x, areas[used], numbers[used], strict=True):
-                axes.annotate(
-                    f"{number}",
-                    (spot, area),
-                    xytext=(0, 7),
-                    ha="center",
-                    textcoords="offset points",
-                    fontsize=5.5,
-                    color=MUTED,
-                )
-    axes.set_xticks(place, [_class_label(int(index)) for index in used])
-    axes.set_xlabel("Size class by reference area (km²); small numbers: glaciers with ice")
+    axes.set_xticks(place, [f"{_class_label(int(i))}\nn = {most[i]}" for i in used])
+    axes.set_xlabel("Size class by reference area (km²), glaciers with ice")
     axes.set_ylabel("Mapped area (km²)")
     axes.margins(y=0.12)
     axes.grid(visible=True, axis="y")

@@ -54,7 +54,7 @@ def map_figure(
     -------
     figure, map axes, colour-bar axes (None unless asked for)
     """
-    left, bottom, top, right = 0.42, 0.26, 0.34, (0.62 if colourbar else 0.06)
+    left, bottom, top, right = 0.42, 0.26, 0.34, (0.72 if colourbar else 0.06)
     ratio = view.shape[0] / view.shape[1]
     width = PAGE_WIDTH_IN - left - right
     height = width * ratio
