@@ -271,7 +271,7 @@ def region_grid(
     finite = np.isfinite(lon) & np.isfinite(lat)
     if not finite.any():
         raise UsageError("the region has no finite coordinates")
-    lon, lat = np.radians(lon[finite]), np.radians(lat[finite])
+    lon, lat = np.radians((lon[finite] + 180.0) % 360.0 - 180.0), np.radians(lat[finite])
     # The centre is the middle of the extent in three dimensions: safe at poles and antimeridian.
     xyz = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
     middle = (xyz.min(axis=1) + xyz.max(axis=1)) / 2
