@@ -51,6 +51,8 @@ class SeasonScore:
     """The threshold that was best."""
     pixels: int
     """How many pixels were compared."""
+    ratio_ious: tuple[float, ...]
+    """Intersection over union of each threshold of :data:`RATIOS`."""
 
 
 def score_season(
@@ -84,7 +86,8 @@ def score_season(
             either[i] += np.count_nonzero((ice | truth) & used)
     iou = shared / np.maximum(either, 1)
     best = 1 + int(iou[1:].argmax())
-    return SeasonScore(float(iou[0]), float(iou[best]), RATIOS[best - 1], pixels)
+    ratios = tuple(float(v) for v in iou[1:])
+    return SeasonScore(float(iou[0]), float(iou[best]), RATIOS[best - 1], pixels, ratios)
 
 
 def _candidates(mapped: Mask, ratio: npt.NDArray[np.float32]) -> Iterator[Mask]:

@@ -79,6 +79,14 @@ SMALL = RegionSpec(
 )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long chaos tests to those who ask for them by their marker."""
+    if "chaos" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("chaos"):
+                item.add_marker(pytest.mark.skip(reason="many process kills: run with -m chaos"))
+
+
 @dataclass(frozen=True)
 class Small:
     """A small region, and how to describe it to the engine."""
