@@ -35,7 +35,7 @@ def band(href: object, **promises: object) -> BandSource:
 
 @pytest.fixture
 def raster(tmp_path: Path) -> Path:
-    frame, edge = utm_frame()
+    frame, edge = utm_frame(size_m=8000)
     noise = np.random.default_rng(1).integers(1, 9000, (edge, edge)).astype(np.uint16)
     return write_tif(tmp_path / "red.tif", noise, frame, nodata=0)
 
@@ -218,7 +218,7 @@ def test_an_intact_file_reads_as_it_is(raster: Path) -> None:
 
 
 def test_promises_that_hold_are_no_obstacle(raster: Path) -> None:
-    frame, edge = utm_frame()
+    frame, edge = utm_frame(size_m=8000)
     read_local(raster, crs="EPSG:32632", shape=(edge, edge), transform=tuple(frame)[:6])
 
 
@@ -229,7 +229,14 @@ def test_promises_that_hold_are_no_obstacle(raster: Path) -> None:
         {"crs": "nonsense"},
         {"shape": (800, 801)},
         {"transform": (10.0, 0.0, 0.0, 0.0, -10.0, 0.0)},
-        {"transform": (20.0, 0.0, *tuple(utm_frame()[0])[2:5], tuple(utm_frame()[0])[5])},
+        {
+            "transform": (
+                20.0,
+                0.0,
+                *tuple(utm_frame(size_m=8000)[0])[2:5],
+                tuple(utm_frame(size_m=8000)[0])[5],
+            )
+        },
     ],
     ids=["zone", "no projection", "shape", "place", "pixel size"],
 )
@@ -240,14 +247,14 @@ def test_a_raster_that_breaks_its_items_promise_is_refused(raster: Path, lie: di
 
 
 def test_a_shift_of_one_pixel_is_noticed(raster: Path) -> None:
-    frame, edge = utm_frame()
+    frame, edge = utm_frame(size_m=8000)
     shifted = (frame.a, 0.0, frame.c + 10, 0.0, frame.e, frame.f)
     with pytest.raises(DataError, match="lies at"):
         read_local(raster, transform=shifted, shape=(edge, edge))
 
 
 def test_rotated_and_south_up_rasters_are_refused(tmp_path: Path) -> None:
-    frame, _ = utm_frame()
+    frame, _ = utm_frame(size_m=8000)
     pixels = np.ones((256, 256), np.uint16)
     for name, transform in (
         ("rotated.tif", frame @ type(frame).rotation(5)),
@@ -262,7 +269,7 @@ def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(tmp_pat
     path = write_tif(
         tmp_path / "lie.tif",
         np.ones((1, 1), np.uint16),
-        utm_frame()[0],
+        utm_frame(size_m=8000)[0],
         tiled=False,
         compress="none",
     )
