@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -270,7 +270,13 @@ def _store_error(workspace: Workspace, name: str, error: Exception) -> StoreErro
     return StoreError(f"cannot use {name} of {workspace!r}: {error}", kind=kind)
 
 
-def create_layer(workspace: Workspace, name: str, grid: RegionGrid) -> None:
+def create_layer(
+    workspace: Workspace,
+    name: str,
+    grid: RegionGrid,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
     """Create the array for one layer of the store, unless it is there already.
 
     Parameters
@@ -282,19 +288,21 @@ def create_layer(workspace: Workspace, name: str, grid: RegionGrid) -> None:
         :class:`Layer` of :data:`LAYERS`.
     grid
         The region's grid; the array is sharded and chunked like it.
+    attributes
+        Added to the layer's own.
     """
     if workspace.has_array(name):
         return
     root, _, inner = name.partition("/")
     layer = LAYERS[inner.rsplit("/", 1)[-1]]
     lead = (len(layer.bands),) if layer.bands else ()
-    attributes = dict(layer.attributes)
+    merged = {**layer.attributes, **(attributes or {})}
     if layer.bands:
-        attributes[layer.dim] = list(layer.bands)
+        merged[layer.dim] = list(layer.bands)
     if np.issubdtype(np.dtype(layer.dtype), np.integer):
-        attributes["_FillValue"] = layer.fill
-    attributes["grid_mapping"] = "spatial_ref"
-    attributes["_CRS"] = {"wkt": grid.wkt}
+        merged["_FillValue"] = layer.fill
+    merged["grid_mapping"] = "spatial_ref"
+    merged["_CRS"] = {"wkt": grid.wkt}
     # ^ GDAL's own Zarr convention, so that QGIS finds the projection too
     folder = "/".join(inner.split("/")[:-1])
     _create_coordinates(workspace, root, folder, grid)
@@ -307,7 +315,7 @@ def create_layer(workspace: Workspace, name: str, grid: RegionGrid) -> None:
         shards=(*lead, grid.shard_px, grid.shard_px),
         compressors=[ZstdCodec(level=3), Crc32cCodec()],
         fill_value=layer.fill,
-        attributes=attributes,
+        attributes=merged,
         dimension_names=((layer.dim,) if layer.bands else ()) + ("y", "x"),
         overwrite=True,
     )

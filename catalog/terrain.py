@@ -23,6 +23,11 @@ from catalog.stacks import read_bands, shard_tiles
 
 __all__ = ["build_terrain_shard", "create_terrain", "describe_terrain", "terrain_halo"]
 
+_RGI_NAMES = {
+    "cop-dem-glo-30": "COPDEM30",
+    "cop-dem-glo-90": "COPDEM90",
+    "nasadem": "NASADEM",
+}
 _NAME = "cube.zarr/terrain"
 _BOX_M = 1000.0
 _SIGMA_M = 30.0
@@ -33,9 +38,21 @@ _PLAUSIBLE_M = (-500.0, 9000.0)
 _Elevation = npt.NDArray[np.float64]
 
 
-def create_terrain(workspace: Workspace, grid: RegionGrid) -> None:
-    """Create the terrain layer, unless it is there already."""
-    create_layer(workspace, _NAME, grid)
+def create_terrain(
+    workspace: Workspace, grid: RegionGrid, *, collections: Sequence[str] = ()
+) -> None:
+    """Create the terrain layer, unless it is there already.
+
+    Parameters
+    ----------
+    workspace, grid
+        Where, and on which pixels.
+    collections
+        Elevation collections it will be made of; kept as the array's attribute ``dem_source``, in
+        the names of RGI 7.0 where there is one.
+    """
+    source = "+".join(_RGI_NAMES.get(name, name) for name in collections)
+    create_layer(workspace, _NAME, grid, attributes={"dem_source": source})
 
 
 def build_terrain_shard(

@@ -362,7 +362,8 @@ def _report_units(c: Context) -> list[Unit]:
 
 
 def _prepare_terrain(c: Context) -> None:
-    create_terrain(c.region.workspace, c.region.grid)
+    dem = c.region.settings.catalog.collections.dem
+    create_terrain(c.region.workspace, c.region.grid, collections=dem)
 
 
 def _prepare_cube(c: Context) -> None:
