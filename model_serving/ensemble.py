@@ -93,8 +93,8 @@ class Ensemble:
 
     @property
     def area_calibration(self) -> dict[str, Any]:
-        """Factors on the ensemble's area spread, measured out of fold: scale, regional_scale."""
-        return dict(self.card["area_calibration"])
+        """Factors on the ensemble's area spread: ``scale``, ``regional_scale``, and ``source``."""
+        return {k: self.card["area_calibration"][k] for k in ("scale", "regional_scale", "source")}
 
     def network(self, member: Member) -> GlacierSeg:
         """Load one member, ready for inference.
