@@ -100,6 +100,8 @@ LAYERS: dict[str, Layer] = {
         "uint16",
         0,
         SAR_BANDS,
+        dim="polarisation",
+        # ^ another length than `band`, so that a season opens as one dataset
         attributes={
             "long_name": "terrain-corrected backscatter gamma0",
             "units": "dB",

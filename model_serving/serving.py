@@ -52,13 +52,13 @@ def run_on_ray(
     context.print_on_execution_start = False
     # Text, not dicts: Ray Data would turn a dict into columns and give every unit every key.
     rows = [{"item": json.dumps(unit)} for unit in units]
-    dataset = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     mapped = dataset.map_batches(
         _Actor,
         fn_constructor_args=(make_task,),
         batch_size=1,
         zero_copy_batch=False,
-        concurrency=(1, workers) if workers > 1 else 1,
+        concurrency=min(workers, len(units)),
         num_cpus=1,
     )
     for row in mapped.iter_rows():

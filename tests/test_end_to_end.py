@@ -67,9 +67,6 @@ def test_the_cube_opens_in_xarray_with_coordinates_and_physical_values(mapped: P
     assert 0 < np.nanmedian(values) < 1
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="optical and sar both call their first dimension `band`"
-)
 def test_a_season_with_radar_opens_in_xarray_as_one_dataset(mapped: Path):
     cube = xr.open_zarr(mapped / "work" / "cube.zarr" / "2024", consolidated=False)
     assert {"optical", "sar"} <= set(cube)
