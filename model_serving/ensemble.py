@@ -42,6 +42,11 @@ class Member:
     normalisation: Normalisation
     sha256: str
     """Checksum of its weights file."""
+    orientation: int = 0
+    """How it looks at a window: 0 as it is, 1 turned by half, 2 transposed. The scan runs one way
+    only: members that look differently make different mistakes, and their mean fewer."""
+    ice_offset: float = 0.0
+    """Added to the logits of the ice classes; chosen on regions of other folds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Ensemble:
                 int(m["seed"]),
                 Normalisation(tuple(m["mean"]), tuple(m["std"])),
                 m["sha256"],
+                int(m.get("orientation", 0)),
+                float(m.get("ice_offset", 0.0)),
             )
             for m in self.card["members"]
         )

@@ -25,7 +25,7 @@ from catalog.cube import (
 from catalog.errors import UsageError
 from catalog.grid import RegionGrid, Shard
 from model_serving.ensemble import Ensemble, Member, bits
-from model_serving.features import Normalisation, raw_features
+from model_serving.features import raw_features
 from model_serving.folds import fold_map
 from model_serving.glacier_seg import GlacierSeg
 from model_serving.patches import WindowPlan
@@ -39,6 +39,7 @@ __all__ = [
     "map_features",
     "map_shard",
     "runtime_fingerprint",
+    "with_ice_offset",
 ]
 
 Array = npt.NDArray[Any]
@@ -71,10 +72,24 @@ def runtime_fingerprint(threads: int) -> dict[str, Any]:
     }
 
 
-def map_features(
-    network: GlacierSeg, raw: Array, normalisation: Normalisation, *, plan: WindowPlan
-) -> Array:
-    """Class probabilities of a whole raster by blended windows.
+def with_ice_offset(probability: Array, offset: float) -> Array:
+    """Shift the log-odds of ice, ``(class, y, x)`` float32 summing to 1 before and after."""
+    if offset == 0.0:
+        return probability
+    shifted = probability.copy()
+    shifted[list(ICE)] *= np.float32(np.exp(offset))
+    return np.asarray(shifted / shifted.sum(axis=0))
+
+
+def _turned(raster: Array, orientation: int) -> Array:
+    """Turn ``(..., y, x)`` by half (1) or transpose it (2); each undoes itself."""
+    if orientation == 1:
+        return np.ascontiguousarray(raster[..., ::-1, ::-1])
+    return np.ascontiguousarray(raster.swapaxes(-1, -2)) if orientation == 2 else raster
+
+
+def map_features(network: GlacierSeg, raw: Array, member: Member, *, plan: WindowPlan) -> Array:
+    """Class probabilities of a whole raster by one member, window by window, blended.
 
     Parameters
     ----------
@@ -82,8 +97,8 @@ def map_features(
         In evaluation mode.
     raw : ``(channel, y, x)`` float32
         See :func:`model_serving.features.raw_features`.
-    normalisation
-        The member's own.
+    member
+        Whose network it is: its normalisation, orientation and offset are applied.
     plan
         Windows.
 
@@ -91,6 +106,7 @@ def map_features(
     -------
     ``(class, y, x)`` float32, summing to 1
     """
+    raw = _turned(raw, member.orientation)
     height, width = raw.shape[-2:]
     total = np.zeros((network.config.classes, height, width), np.float32)
     weight_sum = np.zeros((height, width), np.float32)
@@ -100,13 +116,14 @@ def map_features(
         if not np.isfinite(part[0]).any():
             weight_sum[window] += weights
             continue
-        x = torch.from_numpy(normalisation.apply(part)).unsqueeze(0)
+        x = torch.from_numpy(member.normalisation.apply(part)).unsqueeze(0)
         with torch.inference_mode():
             logits = network(x.contiguous(memory_format=torch.channels_last))
             probability = logits.softmax(dim=1)[0].numpy()
         total[(slice(None), *window)] += probability * weights
         weight_sum[window] += weights
-    return np.asarray(total / weight_sum)
+    blended = _turned(total / weight_sum, member.orientation)
+    return with_ice_offset(blended, member.ice_offset)
 
 
 class ShardMapper:
@@ -171,7 +188,7 @@ class ShardMapper:
             if not allowed[i].any():
                 continue
             network = self.network(member)
-            probability = map_features(network, raw, member.normalisation, plan=self.plan)[inner]
+            probability = map_features(network, raw, member, plan=self.plan)[inner]
             ice = probability[list(ICE)].sum(axis=0)
             mean += np.where(allowed[i], probability, 0)
             first += np.where(allowed[i], ice, 0)

@@ -52,7 +52,7 @@ class Recipe:
     weight_decay: float = 0.01
     ema_decay: float = 0.98
     resolution_m: float = 20.0
-    serve_window_px: int = 256
+    serve_window_px: int = 320
     """Edge of the windows the members are served with, pixels."""
 
 
@@ -145,6 +145,9 @@ def train_ensemble(
     scores = evaluate_out_of_fold(
         out, prepared, workers=workers, report=lambda d, t: report("out-of-fold maps", d, t)
     )
+    offsets = scores.pop("ice_offsets")
+    for member in card["members"]:
+        member["ice_offset"] = offsets[member["fold"]]
     card |= scores
     (out / CARD).write_text(_dumped(card))
     return card
@@ -229,6 +232,7 @@ def train_member(
         "name": name,
         "fold": fold,
         "seed": seed,
+        "orientation": seed % 3,
         "mean": list(sampler.normalisation.mean),
         "std": list(sampler.normalisation.std),
         "trained_on": sorted(r.name for r in seen),
