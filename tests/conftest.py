@@ -161,3 +161,15 @@ def engine() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests met real data: a run without it must not look like one with it."""
+    counts = {
+        outcome: sum(
+            "real_data" in report.keywords for report in terminalreporter.stats.get(key, [])
+        )
+        for outcome, key in (("passed", "passed"), ("failed", "failed"), ("skipped", "skipped"))
+    }
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    terminalreporter.write_line(f"real-data tests: {told}")
