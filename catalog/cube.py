@@ -28,6 +28,7 @@ from catalog.grid import RegionGrid, Shard
 __all__ = [
     "CLASSES",
     "DATE_MISSING",
+    "ICE_CLASSES",
     "LAYERS",
     "NOT_SEEN",
     "OPTICAL_BANDS",
@@ -56,6 +57,8 @@ SAR_SCALE_DB, SAR_OFFSET_DB = 1e-3, -50.0
 # ^ gamma0 in dB = stored * scale + offset; 0 = no data
 TERRAIN_BANDS = ("elevation", "slope", "relative_elevation", "curvature")
 CLASSES = ("background", "clean ice", "debris-covered ice", "water")
+ICE_CLASSES = (1, 2)
+# ^ indices of the classes that are glacier
 PROBABILITY_SCALE = 1 / 254
 NOT_SEEN = 255
 # ^ in every class of `probability` and in `spread`: the pixel was not observed

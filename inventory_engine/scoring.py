@@ -5,8 +5,9 @@ Everything is counted on the same pixels: those that were observed and whose tru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import rioxarray
 from rasterio.enums import Resampling
 
 from catalog.cube import (
-    CLASSES,
+    ICE_CLASSES,
     NOT_SEEN,
     OPTICAL_BANDS,
     OPTICAL_OFFSET,
@@ -27,16 +28,11 @@ from catalog.cube import (
     read_shard,
 )
 from catalog.grid import Shard
+from model_serving.metrics import RATIO_THRESHOLDS, Overlaps, ratio_masks
 
-__all__ = ["RATIOS", "SeasonScore", "score_glaciers", "score_season", "true_area_km2"]
+__all__ = ["SeasonScore", "score_glaciers", "score_season", "true_area_km2"]
 
-RATIOS = tuple(round(0.5 + 0.1 * i, 1) for i in range(51))
-"""Thresholds of Red / SWIR1 among which the best is chosen, knowing the truth."""
-
-_ICE = tuple(CLASSES.index(name) for name in ("clean ice", "debris-covered ice"))
 _UNKNOWN = 255
-_DARKEST = 1e-4
-# ^ reflectance below this is noise: keeps the ratio finite and positive
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,7 +48,7 @@ class SeasonScore:
     pixels: int
     """How many pixels were compared."""
     ratio_ious: tuple[float, ...]
-    """Intersection over union of each threshold of :data:`RATIOS`."""
+    """Intersection over union of each of :data:`model_serving.metrics.RATIO_THRESHOLDS`."""
 
 
 def score_season(
@@ -72,28 +68,17 @@ def score_season(
         Raster of the true classes, numbered like :data:`catalog.cube.CLASSES`; resampled to the
         grid by the most frequent class.
     """
-    shared = np.zeros(1 + len(RATIOS), np.int64)
-    either = np.zeros_like(shared)
-    pixels = 0
+    counted, pixels = Overlaps(), 0
     for shard in shards:
         truth, known = _truth(classes, shard)
         mapped, seen = _mapped_ice(workspace, season, shard)
-        ratio, lit = _ratio(workspace, season, shard)
+        red, swir, lit = _red_and_swir(workspace, season, shard)
         used = known & seen & lit
         pixels += int(used.sum())
-        for i, ice in enumerate(_candidates(mapped, ratio)):
-            shared[i] += np.count_nonzero(ice & truth & used)
-            either[i] += np.count_nonzero((ice | truth) & used)
-    iou = shared / np.maximum(either, 1)
-    best = 1 + int(iou[1:].argmax())
-    ratios = tuple(float(v) for v in iou[1:])
-    return SeasonScore(float(iou[0]), float(iou[best]), RATIOS[best - 1], pixels, ratios)
-
-
-def _candidates(mapped: Mask, ratio: npt.NDArray[np.float32]) -> Iterator[Mask]:
-    yield mapped
-    for threshold in RATIOS:
-        yield ratio > threshold
+        counted.add(chain([mapped[used]], ratio_masks(red[used], swir[used])), truth[used])
+    iou, *ratios = counted.ious
+    best = int(np.nanargmax(ratios))
+    return SeasonScore(iou, ratios[best], RATIO_THRESHOLDS[best], pixels, tuple(ratios))
 
 
 def _truth(classes: Path, shard: Shard) -> tuple[Mask, Mask]:
@@ -108,22 +93,23 @@ def _truth(classes: Path, shard: Shard) -> tuple[Mask, Mask]:
             resampling=Resampling.mode,
             nodata=_UNKNOWN,
         ).to_numpy()[0]
-    return np.isin(here, _ICE), here != _UNKNOWN
+    return np.isin(here, ICE_CLASSES), here != _UNKNOWN
 
 
 def _mapped_ice(workspace: Workspace, season: str, shard: Shard) -> tuple[Mask, Mask]:
     probability = read_shard(workspace, f"map.zarr/{season}/probability", shard)
-    ice = probability[list(_ICE)].astype(np.int16).sum(axis=0)
+    ice = probability[list(ICE_CLASSES)].astype(np.int16).sum(axis=0)
     return 2 * ice >= NOT_SEEN - 1, probability[0] != NOT_SEEN
 
 
-def _ratio(workspace: Workspace, season: str, shard: Shard) -> tuple[npt.NDArray[np.float32], Mask]:
+def _red_and_swir(
+    workspace: Workspace, season: str, shard: Shard
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Mask]:
+    """Reflectances of two bands, and where both were observed, ``(y, x)``."""
     stored = read_shard(workspace, f"cube.zarr/{season}/optical", shard)
     red, swir = (stored[OPTICAL_BANDS.index(name)] for name in ("red", "swir1"))
-    lit = (red > 0) & (swir > 0)
     values = [b.astype(np.float32) * OPTICAL_SCALE + OPTICAL_OFFSET for b in (red, swir)]
-    bright, dark = (np.maximum(v, _DARKEST) for v in values)
-    return np.asarray(bright / dark, np.float32), lit
+    return values[0], values[1], (red > 0) & (swir > 0)
 
 
 def score_glaciers(

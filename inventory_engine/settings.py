@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 _LABEL = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
+_TAKEN_LABELS = {"region", "terrain", "x", "y"}
+# ^ arrays of the cube and units of the receipts that lie beside the seasons
 _KNOWN_HOSTS = {
     "earth-search.aws.element84.com": (
         "sentinel-cogs.s3.us-west-2.amazonaws.com",
@@ -220,6 +222,9 @@ class Settings(_Strict):
     @field_validator("seasons")
     @classmethod
     def _distinct_seasons(cls, seasons: dict[str, SeasonSettings]) -> dict[str, SeasonSettings]:
+        taken = sorted(seasons.keys() & _TAKEN_LABELS)
+        if taken:
+            raise ValueError(f"expected a label that the store does not use itself: not {taken[0]}")
         windows = [(s.start, s.end) for s in seasons.values()]
         if len(set(windows)) != len(windows):
             raise ValueError("expected windows that differ, found the same one twice")

@@ -171,11 +171,10 @@ def _shard_unit(
 
 
 def _map_units(c: Context) -> list[Unit]:
-    from model_serving.inference import MAP_HALO_PX
+    from model_serving.inference import map_halo_px
 
-    # A shard smaller than the network's window is widened to it by the mapper.
     side = c.region.grid.shard_px
-    reach = max(MAP_HALO_PX, -(-(c.ensemble.window_px - side) // 2))
+    reach = map_halo_px(c.ensemble.window_px, side)
     near = {
         s.id: _within(c, s.row * side, s.col * side, (side, side), reach) for s in c.region.shards
     }

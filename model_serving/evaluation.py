@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from catalog.cube import CLASSES
+from catalog.cube import CLASSES, ICE_CLASSES
 from model_serving.ensemble import load_ensemble
-from model_serving.inference import ICE, MAP_HALO_PX, map_features, with_ice_offset
-from model_serving.metrics import best_ratio_iou, confusion_matrix, iou
+from model_serving.inference import MAP_HALO_PX, map_features, with_ice_offset
+from model_serving.metrics import Overlaps, confusion_matrix, iou, ratio_masks
 from model_serving.patches import WindowPlan
 from model_serving.regions import PreparedRegion
 
@@ -100,13 +100,14 @@ def _score_season(folder: Path, region: PreparedRegion, season: int) -> list[dic
     members = [replace(m, ice_offset=0.0) for m in ensemble.members if m.fold == fold]
     maps = [map_features(ensemble.network(m), raw, m, plan=plan)[:, known] for m in members]
     label, owners = label[known], region.owners()[known]
-    truth = np.isin(label, ICE)
-    red, swir = raw[[2, 4]][:, known] ** 2
+    truth = np.isin(label, ICE_CLASSES)
+    ratio = Overlaps()
+    ratio.add(ratio_masks(*(raw[[2, 4]][:, known] ** 2)), truth)
     same = {
         "region": region.name,
         "season": region.seasons[season],
         "fold": fold,
-        "ratio": round(best_ratio_iou(red, swir, truth)[0], 4),
+        "ratio": round(max(ratio.ious), 4),
     }
 
     def areas(mask: Array) -> Array:
@@ -118,9 +119,9 @@ def _score_season(folder: Path, region: PreparedRegion, season: int) -> list[dic
 
 def _scored(maps: list[Array], label: Array, areas: Callable[[Array], Array]) -> dict[str, Any]:
     mean = np.mean(maps, axis=0)
-    truth = np.isin(label, ICE)
-    single = [p[list(ICE)].sum(axis=0) >= 0.5 for p in maps]
-    best = mean[list(ICE)].sum(axis=0) >= 0.5
+    truth = np.isin(label, ICE_CLASSES)
+    single = [p[list(ICE_CLASSES)].sum(axis=0) >= 0.5 for p in maps]
+    best = mean[list(ICE_CLASSES)].sum(axis=0) >= 0.5
     return {
         "iou": round(iou(best, truth), 4),
         "single": float(np.mean([iou(mask, truth) for mask in single])),

@@ -15,6 +15,7 @@ import torch
 
 from catalog.cube import (
     CLASSES,
+    ICE_CLASSES,
     NOT_SEEN,
     Outcome,
     Workspace,
@@ -32,11 +33,11 @@ from model_serving.patches import WindowPlan
 from model_serving.selective_scan import available_backends
 
 __all__ = [
-    "ICE",
     "MAP_HALO_PX",
     "ShardMapper",
     "create_map",
     "map_features",
+    "map_halo_px",
     "map_shard",
     "runtime_fingerprint",
     "with_ice_offset",
@@ -46,11 +47,18 @@ Array = npt.NDArray[Any]
 
 MAP_HALO_PX = 32
 # ^ how far beyond a shard its windows look: the overlap in which neighbouring windows are blended
-ICE = (1, 2)
-# ^ classes that are glacier: clean and debris-covered ice
 _MIN_MEMBERS = 3
 # ^ fewer members than this have no meaningful spread
 _LAYERS = ("probability", "spread", "votes", "voters")
+
+
+def map_halo_px(window_px: int, shard_px: int) -> int:
+    """How far beyond a shard its map reads, pixels.
+
+    Windows overlap by :data:`MAP_HALO_PX`; a shard smaller than a window is widened to it, so that
+    any shard size can be mapped.
+    """
+    return max(MAP_HALO_PX, -(-(window_px - shard_px) // 2))
 
 
 def create_map(workspace: Workspace, season: str, grid: RegionGrid) -> None:
@@ -77,7 +85,7 @@ def with_ice_offset(probability: Array, offset: float) -> Array:
     if offset == 0.0:
         return probability
     shifted = probability.copy()
-    shifted[list(ICE)] *= np.float32(np.exp(offset))
+    shifted[list(ICE_CLASSES)] *= np.float32(np.exp(offset))
     return np.asarray(shifted / shifted.sum(axis=0))
 
 
@@ -140,7 +148,7 @@ class ShardMapper:
     """
 
     def __init__(self, workspace: Workspace, ensemble: Ensemble, *, threads: int = 1) -> None:
-        torch.set_num_threads(threads)
+        self.threads = threads
         self.workspace = workspace
         self.ensemble = ensemble
         self.plan = WindowPlan(ensemble.window_px, ensemble.window_px - 2 * MAP_HALO_PX)
@@ -173,9 +181,9 @@ class ShardMapper:
 
     def map(self, season: str, shard: Shard) -> Outcome:
         """Map one shard and write its piece of ``map.zarr/<season>``."""
-        halo = MAP_HALO_PX
-        # Small shards are widened to one window, so that any shard size can be mapped.
-        halo += max(0, -(-(self.plan.window - shard.grid.shard_px - 2 * halo) // 2))
+        torch.set_num_threads(self.threads)
+        # ^ OpenMP counts for each calling thread anew, and Ray builds and calls in different ones
+        halo = map_halo_px(self.plan.window, shard.grid.shard_px)
         raw, present = self.read_features(season, shard, halo=halo)
         inner = (..., slice(halo, -halo), slice(halo, -halo))
         seen = np.isfinite(raw[0])[inner]
@@ -189,7 +197,7 @@ class ShardMapper:
                 continue
             network = self.network(member)
             probability = map_features(network, raw, member, plan=self.plan)[inner]
-            ice = probability[list(ICE)].sum(axis=0)
+            ice = probability[list(ICE_CLASSES)].sum(axis=0)
             mean += np.where(allowed[i], probability, 0)
             first += np.where(allowed[i], ice, 0)
             second += np.where(allowed[i], ice.astype(np.float64) ** 2, 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["best_ratio_iou", "confusion_matrix", "iou"]
+__all__ = ["RATIO_THRESHOLDS", "Overlaps", "confusion_matrix", "iou", "ratio_masks"]
 
 Array = npt.NDArray[Any]
 
@@ -28,26 +29,41 @@ def confusion_matrix(predicted: Array, reference: Array, *, classes: int) -> Arr
     return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
 
 
-def best_ratio_iou(
-    red: Array, swir: Array, reference: Array, *, thresholds: Array | None = None
-) -> tuple[float, float]:
-    """Best IoU that a band ratio red / SWIR can reach when its threshold is tuned on the truth.
+class Overlaps:
+    """Intersection and union of several masks with one reference, added up piece by piece."""
+
+    def __init__(self) -> None:
+        self._shared: Array = np.zeros(1, np.int64)
+        self._either: Array = np.zeros(1, np.int64)
+
+    def add(self, masks: Iterable[Array], reference: Array) -> None:
+        """Count one piece; every piece brings equally many masks, in the same order."""
+        counts = [(np.count_nonzero(m & reference), np.count_nonzero(m | reference)) for m in masks]
+        shared, either = np.array(counts, np.int64).T
+        self._shared, self._either = self._shared + shared, self._either + either
+
+    @property
+    def ious(self) -> tuple[float, ...]:
+        """Intersection over union of each mask; NaN where mask and reference are empty."""
+        with np.errstate(invalid="ignore"):
+            return tuple(float(v) for v in self._shared / self._either)
+
+
+RATIO_THRESHOLDS = tuple(round(0.5 + 0.1 * i, 1) for i in range(51))
+"""Thresholds of red / SWIR among which the best is chosen, knowing the truth (DL4GAM's grid)."""
+
+_DARKEST = 1e-4
+# ^ reflectance below this is noise: keeps the ratio finite and positive
+
+
+def ratio_masks(red: Array, swir: Array) -> Iterator[Array]:
+    """Where red / SWIR exceeds each of :data:`RATIO_THRESHOLDS`.
 
     Parameters
     ----------
-    red, swir : ``(pixel,)`` float
+    red, swir : float, of one shape
         Reflectances of observed pixels.
-    reference : ``(pixel,)`` bool
-        Ice.
-    thresholds
-        Thresholds to try; by default 0.5 to 5.5 in steps of 0.1 (as DL4GAM's baseline).
-
-    Returns
-    -------
-    IoU and the threshold that reaches it.
     """
-    ratio = red / np.maximum(swir, 1e-4)
-    tries = np.round(np.arange(0.5, 5.51, 0.1), 1) if thresholds is None else thresholds
-    scores = [iou(ratio > t, reference) for t in tries]
-    best = int(np.nanargmax(scores))
-    return float(scores[best]), float(tries[best])
+    ratio = np.maximum(red, _DARKEST) / np.maximum(swir, _DARKEST)
+    for threshold in RATIO_THRESHOLDS:
+        yield ratio > threshold

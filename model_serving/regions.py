@@ -19,7 +19,7 @@ from rasterio.warp import reproject
 
 from catalog.assets import AssetPolicy
 from catalog.composites import build_cube_shard, create_season
-from catalog.cube import Workspace, read_window
+from catalog.cube import ICE_CLASSES, Workspace, read_window
 from catalog.grid import LonLatBox, RegionGrid, region_grid
 from catalog.search import open_source
 from catalog.terrain import build_terrain_shard, create_terrain
@@ -115,7 +115,7 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
         bbox=(round(west, 4), round(south, 4), round(east, 4), round(north, 4)),
         seasons=seasons,
         glaciers=len(reference),
-        ice_km2=float(np.isin(labels[0], (1, 2)).sum() * grid.pixel_area_km2),
+        ice_km2=float(np.isin(labels[0], ICE_CLASSES).sum() * grid.pixel_area_km2),
         fingerprint=content,
     )
     saved = asdict(region) | {"identity": identity, "grid": grid.to_dict()}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -14,55 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from ensembles import write_ensemble
 from servers import stac_server
 
-from catalog.cube import CLASSES
 from catalog.simulation import RegionSpec, SeasonSpec, SimulatedRegion, simulate_region
-from model_serving.ensemble import CARD, pack_member
-from model_serving.features import CHANNELS
-from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 
 COMMAND = [sys.executable, "-m", "inventory_engine.cli"]
-
-
-def write_ensemble(folder: Path, *, members: int = 3, window_px: int = 128) -> Path:
-    """Write an ensemble of untrained networks whose card is a valid one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for seed in range(members):
-        torch.manual_seed(7 + seed)
-        network = GlacierSeg(GlacierSegConfig())
-        data = pack_member(network)
-        name = f"member-f{seed}-s0"
-        (folder / f"{name}.safetensors").write_bytes(data)
-        entries.append(
-            {
-                "name": name,
-                "fold": seed,
-                "seed": 0,
-                "mean": [0.0] * len(CHANNELS),
-                "std": [1.0] * len(CHANNELS),
-                "trained_on": [],
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-        )
-    card = {
-        "format": 1,
-        "name": "untrained",
-        "summary": "Untrained networks for tests.",
-        "channels": list(CHANNELS),
-        "classes": list(CLASSES),
-        "network": GlacierSegConfig().to_dict(),
-        "window_px": window_px,
-        "resolution_m": [10, 30],
-        "regions": [],
-        "members": entries,
-        "area_calibration": {"scale": 1.0, "regional_scale": 1.0, "source": "untrained, for tests"},
-    }
-    (folder / CARD).write_text(json.dumps(card))
-    return folder
 
 
 SMALL = RegionSpec(
@@ -128,7 +84,9 @@ class Small:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """A made-up region of 4 km with two seasons, and an untrained ensemble."""
     root = tmp_path_factory.mktemp("small")
-    return Small(simulate_region(SMALL, root / "region"), write_ensemble(root / "ensemble"))
+    return Small(
+        simulate_region(SMALL, root / "region"), write_ensemble(root / "ensemble", folds=3, seeds=1)
+    )
 
 
 @pytest.fixture

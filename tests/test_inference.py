@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
+import torch
+from ensembles import write_ensemble
 
 from catalog.cube import NOT_SEEN, Workspace, create_layer, read_shard, write_shard
 from catalog.errors import UsageError
@@ -11,7 +15,6 @@ from catalog.grid import region_grid
 from model_serving.ensemble import load_ensemble
 from model_serving.folds import TrainingRegion
 from model_serving.inference import ShardMapper, create_map, map_shard
-from tests.ensembles import write_ensemble
 
 SEASON = "2024"
 
@@ -85,6 +88,21 @@ def test_order_and_company_of_shards_do_not_change_a_byte(painted, grid, tmp_pat
     forwards = [mapper.map(SEASON, s).outputs for s in shards]
     fresh = [ShardMapper(painted, ensemble).map(SEASON, s).outputs for s in reversed(shards)]
     assert forwards == fresh[::-1]
+
+
+def test_a_mapper_keeps_to_its_threads_also_when_another_thread_calls_it(painted, grid, tmp_path):
+    mapper = ShardMapper(painted, load_ensemble(write_ensemble(tmp_path / "ensemble")), threads=1)
+    counted = []
+
+    def call():
+        torch.set_num_threads(2)
+        mapper.map(SEASON, grid.shard(0, 0))
+        counted.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert counted == [1]
 
 
 def test_a_season_without_a_cube_and_foreign_weights_are_refused(painted, grid, tmp_path):

@@ -17,9 +17,10 @@ from rasters import write_items, write_tif
 from servers import stac_server
 
 from inventory_engine.plan import open_region
-from inventory_engine.scoring import RATIOS, score_season
+from inventory_engine.scoring import score_season
 from inventory_engine.settings import load_settings
 from model_serving.ensemble import CARD
+from model_serving.metrics import RATIO_THRESHOLDS
 
 import rasterio  # isort: skip
 from rasterio.features import rasterize  # isort: skip
@@ -168,7 +169,7 @@ def test_the_ensemble_is_measured_beside_band_ratios_on_the_same_real_pixels(
         classes = write_tif(tmp_path / "classes.tif", mask, source.transform, crs="EPSG:4326")
     region = open_region(load_settings(without_server(khumbu)))
     score = score_season(region.workspace, season, region.shards, classes=classes)
-    usual = score.ratio_ious[RATIOS.index(USUAL_RATIO)]
+    usual = score.ratio_ious[RATIO_THRESHOLDS.index(USUAL_RATIO)]
     with capsys.disabled():
         print(
             f"\nKhumbu, {season}, {score.pixels} pixels: IoU ensemble {score.iou:.3f} | "

@@ -18,7 +18,13 @@ from model_serving.features import CHANNELS, GROUPS, Normalisation, raw_features
 from model_serving.folds import OUTSIDE, TrainingRegion, assign_folds, fold_map, smallest_gap_km
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.losses import cross_entropy_dice
-from model_serving.metrics import best_ratio_iou, confusion_matrix, iou
+from model_serving.metrics import (
+    RATIO_THRESHOLDS,
+    Overlaps,
+    confusion_matrix,
+    iou,
+    ratio_masks,
+)
 from model_serving.patches import WindowPlan
 
 
@@ -108,11 +114,24 @@ def test_metrics_count_what_they_say():
     assert np.isnan(iou(a & ~a, a & ~a))
     table = confusion_matrix(np.array([0, 1, 1, 255]), np.array([0, 0, 1, 1]), classes=2)
     assert table.tolist() == [[1, 1], [0, 1]]
-    score, threshold = best_ratio_iou(
-        np.array([0.5, 0.6, 0.2]), np.array([0.1, 0.1, 0.2]), np.array([True, True, False])
-    )
-    assert score == 1
-    assert 1 <= threshold < 5
+
+
+def test_overlaps_of_pieces_are_those_of_the_whole_and_find_the_best_band_ratio():
+    red, swir = np.array([0.5, 0.6, 0.2, 0.3]), np.array([0.1, 0.1, 0.2, 0.1])
+    truth = np.array([True, True, False, False])
+    whole, pieces = Overlaps(), Overlaps()
+    whole.add(ratio_masks(red, swir), truth)
+    for part in (slice(0, 1), slice(1, 4)):
+        pieces.add(ratio_masks(red[part], swir[part]), truth[part])
+    assert whole.ious == pieces.ious
+    by_threshold = dict(zip(RATIO_THRESHOLDS, whole.ious, strict=True))
+    assert by_threshold[0.5] == 2 / 4
+    assert by_threshold[1.0] == 2 / 3
+    assert by_threshold[3.5] == max(whole.ious) == 1
+    assert by_threshold[5.5] == 1 / 2
+    nothing = Overlaps()
+    nothing.add([truth & ~truth], truth & ~truth)
+    assert np.isnan(nothing.ious[0])
 
 
 def test_votes_are_packed_one_bit_a_member():

@@ -61,6 +61,7 @@ MUTATIONS = [
     ("end: 2018-09-30", "end: 2017-09-30", 9, ["end after start"]),
     ("  2018: {start", "  20/18: {start", 9, ["pattern"]),
     ("  2018: {start", "  2024: {start", 10, ["the same key twice"]),
+    ("  2018: {start", "  terrain: {start", 8, ["label", "terrain"]),
     ("2024: {start: 2024-08-01, end: 2024-09-30}", "2024: late", 10, ["2024"]),
     ("start: 2024-08-01, end: 2024-09-30", "start: 2018-08-01, end: 2018-09-30", 8, ["twice"]),
     ("  resolution_m: 10", "  resolution_m: -10", 12, ["resolution_m", "greater"]),

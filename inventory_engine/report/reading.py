@@ -16,6 +16,7 @@ import pyarrow
 from catalog.cube import Workspace
 from catalog.errors import StoreError
 from catalog.grid import RegionGrid
+from change_detection.change import CHANGE_SCHEMA
 from change_detection.uncertainty import AreaCalibration
 
 __all__ = ["Pair", "RegionData", "Season", "joined", "read_region"]
@@ -46,24 +47,6 @@ _OUTLINE_COLUMNS = [
     "area_sigma_km2",
     "inputs",
     "geometry",
-]
-_CHANGE_COLUMNS = [
-    "glacier_id",
-    "date_from",
-    "date_to",
-    "area_from_km2",
-    "area_to_km2",
-    "area_change_km2",
-    "area_change_sigma_km2",
-    "rate_km2_per_year",
-    "rate_sigma_km2_per_year",
-    "rate_percent_per_year",
-    "rate_percent_sigma",
-    "area_debris_from_km2",
-    "area_debris_to_km2",
-    "zmed_m",
-    "event",
-    "flags",
 ]
 _SUMMARY_KEYS = [
     "area_reference_km2",
@@ -195,7 +178,7 @@ def _read_season(workspace: Workspace, label: str, run: dict[str, Any], grid: Re
 
 def _read_pair(workspace: Workspace, start: str, end: str) -> Pair:
     folder = _pair_folder(start, end)
-    glaciers = _table(workspace, f"{folder}/glaciers.parquet", _CHANGE_COLUMNS)
+    glaciers = _table(workspace, f"{folder}/glaciers.parquet", CHANGE_SCHEMA.names)
     glaciers["glacier_id"] = glaciers["glacier_id"].astype(str)
     for column in ("date_from", "date_to"):
         glaciers[column] = pd.to_datetime(glaciers[column], errors="coerce")
