@@ -36,6 +36,11 @@ from model_serving.regions import PreparedRegion, prepare_region
 __all__ = ["Recipe", "train_ensemble"]
 
 Array = npt.NDArray[Any]
+_EXPOSED = len(CLASSES)
+# ^ stands among the classes for ground that ice has left: most often taken for debris on ice
+_ANYWHERE = _EXPOSED + 1
+_WANTED = (_ANYWHERE, 1, 2, 2, _EXPOSED, 3)
+# ^ what windows are laid around, equally often
 Progress = Callable[[str, int, int], None]
 
 
@@ -45,7 +50,7 @@ class Recipe:
 
     folds: int = 5
     seeds: int = 3
-    steps: int = 450
+    steps: int = 750
     batch: int = 4
     window_px: int = 192
     learning_rate: float = 3e-3
@@ -302,17 +307,18 @@ class WindowSampler:
         self.features = [region.features() for region in regions]
         self.labels = [region.labels() for region in regions]
         samples, counts = [], np.zeros(len(CLASSES), np.int64)
-        self.centres: list[tuple[int, int, int, Array]] = []
+        self.centres: dict[tuple[int, int, int], Array] = {}
+        """Flat indices of the pixels a window may be laid around: (region, season, wanted)."""
         for i, (x, y) in enumerate(zip(self.features, self.labels, strict=True)):
+            owned = regions[i].owners() > 0
             samples.append(
                 x[:, :, ::7, ::7].astype(np.float32).swapaxes(0, 1).reshape(len(x[0]), -1)
             )
             counts += np.bincount(y[y < len(CLASSES)].ravel(), minlength=len(CLASSES))
             for season in range(len(y)):
                 for label in range(1, len(CLASSES)):
-                    where = np.flatnonzero(y[season] == label)
-                    if len(where):
-                        self.centres.append((i, season, label, where))
+                    self.centres[i, season, label] = np.flatnonzero(y[season] == label)
+                self.centres[i, season, _EXPOSED] = np.flatnonzero((y[season] == 0) & owned)
         self.normalisation = Normalisation.measured(np.concatenate(samples, axis=1))
         share = counts / counts.sum()
         weights = 1 / np.sqrt(np.maximum(share, 1e-3))
@@ -350,17 +356,15 @@ class WindowSampler:
         return x, target
 
     def _centre(self) -> tuple[int, int, int, int]:
-        """Region, season, row, column: two windows in three hold a drawn class, one is anywhere."""
+        """Region, season, row, column of a pixel that the window is to hold."""
         rng = self.rng
         region = int(rng.integers(len(self.features)))
         season = int(rng.integers(len(self.labels[region])))
         height, width = self.labels[region].shape[-2:]
-        wanted = int(rng.choice((0, 1, 2, 2, 2, 3)))
-        for i, s, label, where in self.centres:
-            if (i, s, label) == (region, season, wanted):
-                row, col = divmod(int(rng.choice(where)), width)
-                return region, season, row, col
-        return region, season, int(rng.integers(height)), int(rng.integers(width))
+        where = self.centres.get((region, season, int(rng.choice(_WANTED))), np.empty(0))
+        pixel = rng.choice(where) if len(where) else rng.integers(height * width)
+        row, col = divmod(int(pixel), width)
+        return region, season, row, col
 
     def _shaken(self, raw: Array) -> Array:
         """Vary what varies between scenes: gain, haze, noise, and which inputs there are."""
