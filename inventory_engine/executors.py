@@ -342,7 +342,13 @@ class RayExecutor:
         self._started = True
 
     def run(self, make_task: Callable[[], Task], jobs: list[Job]) -> Iterator[Job]:
-        """Yield answers as they finish."""
+        """Yield answers as they finish; a job whose worker died three times answers with that.
+
+        Raises
+        ------
+        SourceError
+            Where no worker answered at all, or the cluster is gone.
+        """
         from model_serving.serving import run_on_ray
 
         if not jobs:
@@ -352,13 +358,23 @@ class RayExecutor:
         workers = min(worker_count(self._settings.workers), len(jobs))
         import ray
 
+        silent = {job["key"]: job for job in jobs}
+        maker = _Guarded(make_task, _driver())
         try:
-            yield from run_on_ray(_Guarded(make_task, _driver()), jobs, workers=workers)
+            for answer in run_on_ray(maker, jobs, workers=workers, tries=_TRIES):
+                silent.pop(answer["key"])
+                yield answer
         except ray.exceptions.RayError as error:
             raise SourceError(
                 f"the Ray cluster was lost or its workers died again and again: {error}",
                 kind="cluster-lost",
             ) from error
+        if len(silent) == len(jobs) > 1:
+            raise SourceError(
+                "no worker of the Ray cluster answered: do all of them have this package?",
+                kind="cluster-lost",
+            )
+        yield from map(worker_died, silent.values())
 
     def close(self) -> None:
         """Leave or end the cluster and remove its folder."""

@@ -24,7 +24,7 @@ class _Actor:
 
 
 def run_on_ray(
-    make_task: Callable[[], Task], units: list[dict[str, Any]], *, workers: int
+    make_task: Callable[[], Task], units: list[dict[str, Any]], *, workers: int, tries: int = 3
 ) -> Iterator[dict[str, Any]]:
     """Run a task over units by Ray Data with an actor pool.
 
@@ -37,11 +37,13 @@ def run_on_ray(
         JSON-ready descriptions of the units; each becomes a block of its own.
     workers
         Number of actors.
+    tries
+        How often a unit is begun whose actor dies at it.
 
     Yields
     ------
     dict
-        Results, as they finish.
+        Results, as they finish; none for a unit that ended its actor every time.
     """
     if not units:
         return
@@ -50,6 +52,8 @@ def run_on_ray(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    # ^ one unit that ends its actors must not end the others
     # Text, not dicts: Ray Data would turn a dict into columns and give every unit every key.
     rows = [{"item": json.dumps(unit)} for unit in units]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -60,6 +64,8 @@ def run_on_ray(
         zero_copy_batch=False,
         concurrency=min(workers, len(units)),
         num_cpus=1,
+        max_restarts=-1,
+        max_task_retries=tries - 1,
     )
     for row in mapped.iter_rows():
         yield json.loads(row["item"])

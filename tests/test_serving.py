@@ -55,5 +55,20 @@ def test_every_unit_comes_back_once_and_a_failure_does_not_stop_the_others(local
 
 
 @pytest.mark.slow
+def test_a_unit_that_ends_its_actors_does_not_end_the_others(local_ray):
+    def make_task():
+        def task(unit):
+            if unit["n"] == 3:
+                os._exit(1)
+            return unit
+
+        return task
+
+    units = [{"n": n} for n in range(6)]
+    results = list(run_on_ray(make_task, units, workers=2, tries=2))
+    assert sorted(r["n"] for r in results) == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.slow
 def test_nothing_to_do_is_no_work(local_ray):
     assert list(run_on_ray(task_maker(), [], workers=2)) == []
