@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import psutil
 
@@ -39,8 +39,6 @@ __all__ = [
 ]
 
 _GIB_PER_WORKER = 1.5
-_TRIES = 3
-# ^ a task that kills its worker is tried this often, then recorded
 
 
 class Stopped(BaseException):
@@ -215,13 +213,25 @@ class DaskExecutor:
         return client
 
     def run(self, make_task: Callable[[], Task], jobs: list[Job]) -> Iterator[Job]:
-        """Yield answers as they finish; a job whose worker died three times answers with that."""
-        from distributed import KilledWorker, as_completed
-
+        """Yield answers as they finish; a job whose worker always dies answers with that."""
         if not jobs:
             return
         self._client = self._client or self._connect()
-        client, token, driver = self._client, f"task-{time.monotonic_ns()}", _driver()
+        suspects: list[Job] = []
+        yield from self._run(make_task, jobs, lost=suspects)
+        for job in suspects:
+            lost: list[Job] = []
+            yield from self._run(make_task, [job], lost=lost)
+            yield from map(worker_died, lost)
+
+    def _run(
+        self, make_task: Callable[[], Task], jobs: list[Job], *, lost: list[Job]
+    ) -> Iterator[Job]:
+        """Yield answers; jobs that ended with their worker several times are put into ``lost``."""
+        from distributed import KilledWorker, as_completed
+
+        client = cast("Client", self._client)
+        token, driver = f"task-{time.monotonic_ns()}", _driver()
         waiting = list(enumerate(jobs))[::-1]
         known: dict[str, Job] = {}
 
@@ -237,14 +247,16 @@ class DaskExecutor:
         finished = as_completed([submit() for _ in range(min(ahead, len(waiting)))])
         for future in finished:
             job = known.pop(future.key)
+            answer: Job | None = None
             try:
-                answer: Job = future.result()
+                answer = future.result()
             except KilledWorker:
-                answer = worker_died(job)
+                lost.append(job)
             future.release()
             if waiting:
                 finished.add(submit())
-            yield answer
+            if answer is not None:
+                yield answer
 
     def close(self) -> None:
         """End the workers and remove their folder."""
@@ -259,13 +271,17 @@ class DaskExecutor:
 
 
 def worker_died(job: Job) -> Job:
-    """Answer for a job that ended its worker every time it was tried."""
+    """Answer for a job that ended its worker every time, also when it was tried alone.
+
+    Clusters blame all jobs that wait at a worker when it dies, so only the last tries, with nothing
+    beside them, tell who did it.
+    """
     return {
         "key": job["key"],
         "fatal": None,
         "failed": {
             "kind": "worker-killed",
-            "reason": f"its worker process died {_TRIES} times, perhaps for want of memory",
+            "reason": "its worker process died every time it was tried, perhaps for want of memory",
         },
     }
 
@@ -342,12 +358,12 @@ class RayExecutor:
         self._started = True
 
     def run(self, make_task: Callable[[], Task], jobs: list[Job]) -> Iterator[Job]:
-        """Yield answers as they finish; a job whose worker died three times answers with that.
+        """Yield answers as they finish; a job whose worker always dies answers with that.
 
         Raises
         ------
         SourceError
-            Where no worker answered at all, or the cluster is gone.
+            Where the cluster is gone.
         """
         from model_serving.serving import run_on_ray
 
@@ -355,25 +371,17 @@ class RayExecutor:
             return
         if not self._started:
             self._connect()
-        workers = min(worker_count(self._settings.workers), len(jobs))
         import ray
 
-        silent = {job["key"]: job for job in jobs}
+        workers = worker_count(self._settings.workers)
         maker = _Guarded(make_task, _driver())
+        silent = {job["key"]: job for job in jobs}
         try:
-            for answer in run_on_ray(maker, jobs, workers=workers, tries=_TRIES):
+            for answer in run_on_ray(maker, jobs, workers=workers):
                 silent.pop(answer["key"])
                 yield answer
         except ray.exceptions.RayError as error:
-            raise SourceError(
-                f"the Ray cluster was lost or its workers died again and again: {error}",
-                kind="cluster-lost",
-            ) from error
-        if len(silent) == len(jobs) > 1:
-            raise SourceError(
-                "no worker of the Ray cluster answered: do all of them have this package?",
-                kind="cluster-lost",
-            )
+            raise SourceError(f"the Ray cluster was lost: {error}", kind="cluster-lost") from error
         yield from map(worker_died, silent.values())
 
     def close(self) -> None:

@@ -12,6 +12,9 @@ __all__ = ["run_on_ray"]
 
 Task = Callable[[dict[str, Any]], dict[str, Any]]
 
+_TRIES = 3
+# ^ how often a unit is tried alone whose process ends each time
+
 
 class _Actor:
     """Holds one task function (and the networks it loaded) between units."""
@@ -20,13 +23,17 @@ class _Actor:
         self.task = make_task()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"item": np.array([json.dumps(self.task(json.loads(u))) for u in batch["item"]])}
+        answers = [json.dumps(self.task(json.loads(unit))) for unit in batch["unit"]]
+        return {"number": batch["number"], "answer": np.array(answers)}
 
 
 def run_on_ray(
-    make_task: Callable[[], Task], units: list[dict[str, Any]], *, workers: int, tries: int = 3
+    make_task: Callable[[], Task], units: list[dict[str, Any]], *, workers: int
 ) -> Iterator[dict[str, Any]]:
     """Run a task over units by Ray Data with an actor pool.
+
+    A unit that was lost with its actor is tried again in a process of its own, so that it ends no
+    other unit and no other unit ends it.
 
     Parameters
     ----------
@@ -37,13 +44,16 @@ def run_on_ray(
         JSON-ready descriptions of the units; each becomes a block of its own.
     workers
         Number of actors.
-    tries
-        How often a unit is begun whose actor dies at it.
 
     Yields
     ------
     dict
-        Results, as they finish; none for a unit that ended its actor every time.
+        Results, as they finish; none for a unit whose process ended every time.
+
+    Raises
+    ------
+    ray.exceptions.RayError
+        Where the cluster is gone or the task itself raised.
     """
     if not units:
         return
@@ -53,9 +63,8 @@ def run_on_ray(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1
-    # ^ one unit that ends its actors must not end the others
     # Text, not dicts: Ray Data would turn a dict into columns and give every unit every key.
-    rows = [{"item": json.dumps(unit)} for unit in units]
+    rows = [{"number": i, "unit": json.dumps(unit)} for i, unit in enumerate(units)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     mapped = dataset.map_batches(
         _Actor,
@@ -65,7 +74,29 @@ def run_on_ray(
         concurrency=min(workers, len(units)),
         num_cpus=1,
         max_restarts=-1,
-        max_task_retries=tries - 1,
+        max_task_retries=0,
+        # ^ an actor takes the units that wait at it along when it dies: blame is found out below
     )
+    lost = set(range(len(units)))
     for row in mapped.iter_rows():
-        yield json.loads(row["item"])
+        lost.remove(row["number"])
+        yield json.loads(row["answer"])
+    yield from _each_alone(make_task, [units[i] for i in sorted(lost)])
+
+
+def _each_alone(
+    make_task: Callable[[], Task], units: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    import ray
+
+    def once(unit: dict[str, Any]) -> dict[str, Any]:
+        return make_task()(unit)
+
+    remote = ray.remote(num_cpus=1, max_retries=_TRIES - 1)(once)
+    waiting = [remote.remote(unit) for unit in units]
+    while waiting:
+        (done, *_), waiting = ray.wait(waiting, num_returns=1)
+        try:
+            yield ray.get(done)
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            continue

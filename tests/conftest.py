@@ -17,6 +17,8 @@ from ensembles import write_ensemble
 from servers import stac_server
 
 from catalog.simulation import RegionSpec, SeasonSpec, SimulatedRegion, simulate_region
+from inventory_engine.pipeline import run_pipeline
+from inventory_engine.settings import load_settings
 
 COMMAND = [sys.executable, "-m", "inventory_engine.cli"]
 
@@ -87,6 +89,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return Small(
         simulate_region(SMALL, root / "region"), write_ensemble(root / "ensemble", folds=3, seeds=1)
     )
+
+
+@pytest.fixture(scope="session")
+def finished(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run over the small region; copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("finished")
+    summary = run_pipeline(load_settings(small.settings(folder)))
+    assert not summary.failed
+    return folder
 
 
 @pytest.fixture

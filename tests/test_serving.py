@@ -65,7 +65,7 @@ def test_a_unit_that_ends_its_actors_does_not_end_the_others(local_ray):
         return task
 
     units = [{"n": n} for n in range(6)]
-    results = list(run_on_ray(make_task, units, workers=2, tries=2))
+    results = list(run_on_ray(make_task, units, workers=2))
     assert sorted(r["n"] for r in results) == [0, 1, 2, 4, 5]
 
 

@@ -185,8 +185,12 @@ def test_a_killed_worker_is_replaced_and_its_job_done(name: str, tmp_path: Path)
     assert len(list(tmp_path.glob("k2.*"))) >= 2
 
 
-def test_a_job_that_always_kills_its_worker_is_recorded_and_blames_no_other(tmp_path: Path):
-    executor = DaskExecutor(DaskSettings(workers=1))
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_a_job_that_always_kills_its_worker_is_recorded_and_blames_no_other(
+    name: str, tmp_path: Path
+):
+    executor = EXECUTORS[name]()
     try:
         jobs = [{"key": f"k{i}", "do": "die" if i == 1 else "work"} for i in range(4)]
         answers = {a["key"]: a["failed"] for a in executor.run(Scripted(tmp_path), jobs)}
@@ -247,15 +251,6 @@ def test_workers_stop_writing_soon_after_their_driver_is_killed(name: str, tmp_p
 
 
 # --- what is redone, and what is kept ------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def finished(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished run; copy it before changing anything."""
-    folder = tmp_path_factory.mktemp("finished")
-    summary = run_pipeline(load_settings(small.settings(folder)))
-    assert not summary.failed
-    return folder
 
 
 @pytest.fixture
