@@ -51,6 +51,29 @@ def stac_server(items: Path, *, timeout_s: float = 20) -> Iterator[str]:
         process.wait(10)
 
 
+@contextlib.contextmanager
+def s3_server(bucket: str, *, timeout_s: float = 30) -> Iterator[str]:
+    """Serve one empty bucket by the S3 protocol; yields the server's URL."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rsplit(":", 1)[1]]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                make = urllib.request.Request(f"{url}/{bucket}", method="PUT")
+                urllib.request.urlopen(make, timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("the S3 server did not start") from None
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
 @dataclass
 class Answer:
     """What a scripted server says to one request."""
