@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,13 +148,14 @@ def simulate(
 ) -> None:
     """Make up a region: terrain, glaciers, scenes and a STAC catalogue, with known truth."""
     from catalog.simulation import demo_spec, simulate_region, training_specs
+    from inventory_engine.display import RichShow
 
     specs = {"demo": demo_spec()} | {spec.name: spec for spec in training_specs()}
     if region not in specs:
         raise UsageError(f"there is no region {region!r}; known are {', '.join(specs)}")
     console = _console()
-    with _bar(console, "region") as progress:
-        made = simulate_region(specs[region], out, progress=progress)
+    with RichShow(console) as show:
+        made = simulate_region(specs[region], out, progress=show.counter("region"))
     console.print(f"{made.items}\n{made.reference}", highlight=False)
 
 
@@ -168,11 +168,12 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="Members trained at the same time.")] = 2,
 ) -> None:
     """Train an ensemble on made-up regions by regional cross-validation."""
+    from inventory_engine.display import RichShow
     from model_serving.training import train_ensemble
 
     console = _console()
-    with _bar(console, "training") as progress:
-        card = train_ensemble(out, work=work, workers=workers, progress=progress)
+    with RichShow(console) as show:
+        card = train_ensemble(out, work=work, workers=workers, progress=show.counter())
     console.print(f"{len(card['members'])} members in {out}", highlight=False)
 
 
@@ -191,25 +192,6 @@ def init(
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     _console().print(f"{path}: edit it, then `inventory-engine plan {path}`", highlight=False)
-
-
-class _bar:  # noqa: N801
-    """A progress bar around work that reports a name, how many are done, and how many there are."""
-
-    def __init__(self, console: Console, title: str) -> None:
-        from rich.progress import Progress
-
-        self._progress = Progress(console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task(title, total=None)
-
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        self._progress.start()
-        return lambda name, done, total: self._progress.update(
-            self._task, description=name, completed=done, total=total
-        )
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
 
 
 def main() -> None:

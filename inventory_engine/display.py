@@ -11,6 +11,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -82,6 +83,23 @@ class RichShow:
             self._console.print(line, highlight=False)
         task = self._progress.add_task(title, total=total - skipped, skipped=told)
         return lambda: self._progress.advance(task)
+
+    def counter(self, title: str = "") -> Callable[[str, int, int], None]:
+        """Return what a long step calls with a label, how many are done, and how many there are.
+
+        With a title there is one bar, otherwise one for each label.
+        """
+        bars: dict[str, TaskID] = {}
+
+        def tell(label: str, done: int, total: int) -> None:
+            name = title or label
+            if name not in bars:
+                if not self._console.is_terminal:
+                    self._console.print(f"{name}: {total} to do", highlight=False)
+                bars[name] = self._progress.add_task(name, total=total, skipped="")
+            self._progress.update(bars[name], completed=done)
+
+        return tell
 
     def note(self, text: str) -> None:
         """Tell one line."""

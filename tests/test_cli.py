@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ import psutil
 import pytest
 import yaml
 from conftest import COMMAND, Small
+from rich.console import Console
 
 from catalog.cube import Workspace
 from inventory_engine import __version__
+from inventory_engine.display import RichShow
 from inventory_engine.lock import hold
 
 Engine = Callable[..., subprocess.Popen[str]]
@@ -58,6 +61,29 @@ def test_init_writes_an_example_once(tmp_path: Path):
     again = call("init", path)
     assert again.returncode == 2
     assert "exists already" in told(again)
+
+
+def test_a_region_that_nobody_knows_cannot_be_simulated(tmp_path: Path):
+    result = call("simulate", tmp_path / "out", "--region", "atlantis")
+    assert result.returncode == 2
+    assert "known are demo, TRAIN00" in told(result)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_step_tells_how_far_it_is_with_or_without_a_terminal(terminal: bool):
+    written = io.StringIO()
+    with RichShow(Console(file=written, force_terminal=terminal, width=100)) as show:
+        tell = show.counter()
+        for done in range(6):
+            tell("members", done, 5)
+        show.counter("region")("optical 2018 1", 1, 2)
+    text = written.getvalue()
+    if terminal:
+        assert "5/5" in text
+        assert "1/2" in text
+    else:
+        assert text.splitlines() == ["members: 5 to do", "region: 2 to do"]
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "change", "report"])
