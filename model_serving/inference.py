@@ -81,12 +81,16 @@ def runtime_fingerprint(threads: int) -> dict[str, Any]:
 
 
 def with_ice_offset(probability: Array, offset: float) -> Array:
-    """Shift the log-odds of ice, ``(class, y, x)`` float32 summing to 1 before and after."""
+    """Shift the log-odds of ice, ``(class, y, x)`` float32 summing to 1 before and after.
+
+    Where nothing was seen all classes are 0, and stay so.
+    """
     if offset == 0.0:
         return probability
     shifted = probability.copy()
     shifted[list(ICE_CLASSES)] *= np.float32(np.exp(offset))
-    return np.asarray(shifted / shifted.sum(axis=0))
+    total = shifted.sum(axis=0)
+    return np.asarray(shifted / np.where(total > 0, total, 1))
 
 
 def _turned(raster: Array, orientation: int) -> Array:
