@@ -216,6 +216,18 @@ class Workspace:
         except (OSError, obstore.exceptions.BaseError) as error:
             raise _store_error(self, name, error) from error
 
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        try:
+            if self.local is not None:
+                (self.local / name).unlink(missing_ok=True)
+            else:
+                obstore.delete(self._store, name)
+        except FileNotFoundError:
+            return
+        except (OSError, obstore.exceptions.BaseError) as error:
+            raise _store_error(self, name, error) from error
+
     def names(self, prefix: str) -> list[str]:
         """Names of all files under a folder, sorted; drafts of interrupted writes are left out."""
         if self.local is not None:
@@ -395,7 +407,12 @@ def write_shard(workspace: Workspace, name: str, shard: Shard, values: npt.NDArr
     try:
         with zarr.config.set({"array.write_empty_chunks": True}):
             array = workspace.array(name, mode="r+")
-            array[(..., *shard.window)] = values
+            try:
+                array[(..., *shard.window)] = values
+            except (ValueError, RuntimeError):
+                # Zarr looks into the old object first: a damaged one must not prevent its repair.
+                workspace.delete(_shard_key(name, shard))
+                array[(..., *shard.window)] = values
     except (OSError, obstore.exceptions.BaseError) as error:
         raise _store_error(workspace, name, error) from error
     checksum = shard_checksum(workspace, name, shard)
@@ -406,10 +423,13 @@ def write_shard(workspace: Workspace, name: str, shard: Shard, values: npt.NDArr
 
 def shard_checksum(workspace: Workspace, name: str, shard: Shard) -> str | None:
     """SHA-256 of the stored object of one shard, or None where it is missing."""
-    layer = LAYERS[name.rsplit("/", 1)[-1]]
-    key = f"{name}/c/{'0/' if layer.bands else ''}{shard.row}/{shard.col}"
-    data = workspace.get(key)
+    data = workspace.get(_shard_key(name, shard))
     return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def _shard_key(name: str, shard: Shard) -> str:
+    layer = LAYERS[name.rsplit("/", 1)[-1]]
+    return f"{name}/c/{'0/' if layer.bands else ''}{shard.row}/{shard.col}"
 
 
 def read_shard(workspace: Workspace, name: str, shard: Shard, *, halo: int = 0) -> npt.NDArray[Any]:

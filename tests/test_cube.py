@@ -153,6 +153,26 @@ def test_a_truncated_shard_is_found(workspace: Workspace, part: float) -> None:
     assert caught.value.kind == "chunk-damaged"
 
 
+@pytest.mark.parametrize("left", [b"", b"no shard at all", "half", "bit flipped in the index"])
+def test_whatever_damage_a_shard_has_it_can_be_written_again(
+    workspace: Workspace, left: bytes | str
+) -> None:
+    shard = GRID.shard(0, 1)
+    good = write_shard(workspace, NAME, shard, noise(1))
+    path = shard_file(workspace, 0, 1)
+    data = bytearray(path.read_bytes())
+    if left == "half":
+        data = data[: len(data) // 2]
+    elif isinstance(left, str):
+        data[-10] ^= 1
+    else:
+        data = bytearray(left)
+    path.write_bytes(data)
+    assert shard_checksum(workspace, NAME, shard) != good
+    assert write_shard(workspace, NAME, shard, noise(1)) == good
+    np.testing.assert_array_equal(read_shard(workspace, NAME, shard), noise(1))
+
+
 def test_repairing_one_shard_leaves_the_others_alone(workspace: Workspace) -> None:
     for shard in GRID.shards():
         write_shard(workspace, NAME, shard, noise(7))
@@ -226,6 +246,14 @@ def test_an_array_that_was_never_made_is_asked_for_in_words(workspace: Workspace
     with pytest.raises(StoreError, match="run the stage that makes it first"):
         workspace.array("cube.zarr/1999/optical")
     assert not workspace.has_array("cube.zarr/1999/optical")
+
+
+def test_a_file_is_deleted_once_and_its_absence_is_no_fault(tmp_path: Path) -> None:
+    for workspace in (Workspace(tmp_path), Workspace("memory:///")):
+        workspace.put("a/b.txt", b"text")
+        for _ in range(2):
+            workspace.delete("a/b.txt")
+            assert workspace.get("a/b.txt") is None
 
 
 def test_files_are_put_got_and_listed(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_run_on_s3_leaves_the_bytes_of_a_run_on_a_disk_and_is_resumed(
     assert holder_of(remote) is None
     again = run_pipeline(load_settings(path))
     assert (again.done, again.skipped) == (0, first.done)
-    damaged = "map.zarr/2018/spread/c/0/0"
+    damaged = remote.names("map.zarr/2018/spread/c")[0]
     remote.put(damaged, b"not what was written")
     repaired = run_pipeline(load_settings(path))
     assert repaired.done == 1
