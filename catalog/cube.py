@@ -30,6 +30,7 @@ __all__ = [
     "DATE_MISSING",
     "ICE_CLASSES",
     "LAYERS",
+    "MIN_MEMBERS",
     "NOT_SEEN",
     "OPTICAL_BANDS",
     "OPTICAL_OFFSET",
@@ -57,6 +58,8 @@ SAR_SCALE_DB, SAR_OFFSET_DB = 1e-3, -50.0
 # ^ gamma0 in dB = stored * scale + offset; 0 = no data
 TERRAIN_BANDS = ("elevation", "slope", "relative_elevation", "curvature")
 CLASSES = ("background", "clean ice", "debris-covered ice", "water")
+MIN_MEMBERS = 3
+# ^ fewer members that vote give no standard deviation
 ICE_CLASSES = (1, 2)
 # ^ indices of the classes that are glacier
 PROBABILITY_SCALE = 1 / 254

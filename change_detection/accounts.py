@@ -16,13 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from skimage.measure import label
 
+from catalog.cube import MIN_MEMBERS
 from catalog.errors import UsageError
 from catalog.grid import RegionGrid
 from change_detection import zonal
 from change_detection.attributes import iso_day, topography
 from change_detection.divides import GlacierBatch
 from change_detection.scene import Scene
-from change_detection.uncertainty import MIN_MEMBERS, boundary_sigma_km2, ensemble_sd
+from change_detection.uncertainty import boundary_sigma_km2, ensemble_sd
 
 __all__ = ["ACCOUNT_SCHEMA", "MIN_AREA_KM2", "MIN_OBSERVED", "Territory", "account_rows", "own_ice"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from catalog.cube import MIN_MEMBERS
 from catalog.errors import UsageError
 
 __all__ = [
-    "MIN_MEMBERS",
     "AreaCalibration",
     "RegionalSigma",
     "boundary_sigma_km2",
@@ -25,9 +25,6 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
-
-MIN_MEMBERS = 3
-# ^ fewer members give no standard deviation
 
 
 @dataclass(frozen=True, slots=True)

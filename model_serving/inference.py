@@ -16,6 +16,7 @@ import torch
 from catalog.cube import (
     CLASSES,
     ICE_CLASSES,
+    MIN_MEMBERS,
     NOT_SEEN,
     Outcome,
     Workspace,
@@ -47,8 +48,6 @@ Array = npt.NDArray[Any]
 
 MAP_HALO_PX = 32
 # ^ how far beyond a shard its windows look: the overlap in which neighbouring windows are blended
-_MIN_MEMBERS = 3
-# ^ fewer members than this have no meaningful spread
 _LAYERS = ("probability", "spread", "votes", "voters")
 
 
@@ -214,7 +213,7 @@ class ShardMapper:
                     np.maximum(second - first**2 / np.maximum(count, 1), 0)
                     / np.maximum(count - 1, 1)
                 ),
-                count >= _MIN_MEMBERS,
+                count >= MIN_MEMBERS,
             ),
             "votes": bits(votes),
             "voters": bits(list(allowed)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ from catalog.search import open_source
 from catalog.terrain import build_terrain_shard, create_terrain
 from model_serving.features import raw_features
 
-__all__ = ["UNKNOWN", "PreparedRegion", "prepare_region"]
+__all__ = ["UNKNOWN", "PreparedRegion", "identity_of", "prepare_region"]
 
 Array = npt.NDArray[Any]
 
 UNKNOWN = 255
 _SHARD_PX, _CHUNK_PX = 512, 256
+_NOTE = "prepared.json"
+_CODE = ("../catalog", "regions", "features")
+# ^ sources that decide what a prepared region holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class PreparedRegion:
     glaciers: int
     ice_km2: float
     fingerprint: str
-    """SHA-256 over features and labels."""
+    """SHA-256 over features, labels and owners."""
 
     def features(self) -> Array:
         """Raw features ``(season, channel, y, x)`` float16, NaN = no data; mapped from disk."""
@@ -61,6 +65,25 @@ class PreparedRegion:
         return np.load(self.folder / "owners.npy")  # type: ignore[no-any-return]
 
 
+def identity_of(*facts: object, code: Sequence[str]) -> str:
+    """SHA-256 of facts and of source files: what is kept was made from these, by this code.
+
+    Parameters
+    ----------
+    facts
+        Values whose ``repr`` is the same in every process.
+    code
+        Modules of this package, or folders beside them.
+    """
+    digest = hashlib.sha256(repr(facts).encode())
+    here = Path(__file__).parent
+    for name in code:
+        path = here / f"{name}.py"
+        for source in [path] if path.exists() else sorted((here / name).rglob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
 def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedRegion:
     """Simulate a region, build its cube the way any region's is built, and label it.
 
@@ -73,10 +96,10 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
     resolution_m
         Pixel edge of the training grid.
     """
-    note = folder / "prepared.json"
-    identity = hashlib.sha256(repr((spec, resolution_m)).encode()).hexdigest()
-    if note.exists():
-        saved = json.loads(note.read_text())
+    identity = identity_of(spec, resolution_m, code=_CODE)
+    note = Workspace(folder).get(_NOTE)
+    if note is not None:
+        saved = json.loads(note)
         if saved.pop("identity") == identity:
             return _restored(saved, folder)
     from catalog.simulation import simulate_region
@@ -104,7 +127,9 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
     np.save(folder / "features.npy", features)
     np.save(folder / "labels.npy", labels)
     np.save(folder / "owners.npy", owners)
-    content = hashlib.sha256(features.tobytes() + labels.tobytes()).hexdigest()
+    content = hashlib.sha256()
+    for values in (features, labels, owners):
+        content.update(values.tobytes())
     west, south = corners.min(axis=0)
     east, north = corners.max(axis=0)
     region = PreparedRegion(
@@ -116,11 +141,11 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
         seasons=seasons,
         glaciers=len(reference),
         ice_km2=float(np.isin(labels[0], ICE_CLASSES).sum() * grid.pixel_area_km2),
-        fingerprint=content,
+        fingerprint=content.hexdigest(),
     )
     saved = asdict(region) | {"identity": identity, "grid": grid.to_dict()}
     saved.pop("folder")
-    note.write_text(json.dumps(saved))
+    Workspace(folder).put(_NOTE, json.dumps(saved).encode())
     return region
 
 

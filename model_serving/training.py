@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from catalog.cube import CLASSES
+from catalog.cube import CLASSES, MIN_MEMBERS, Workspace
 from catalog.errors import UsageError
 from model_serving.ensemble import CARD, pack_member
 from model_serving.evaluation import evaluate_out_of_fold
@@ -31,7 +31,7 @@ from model_serving.features import CHANNELS, GROUPS, Normalisation
 from model_serving.folds import TrainingRegion, assign_folds
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.losses import cross_entropy_dice
-from model_serving.regions import PreparedRegion, prepare_region
+from model_serving.regions import PreparedRegion, identity_of, prepare_region
 
 __all__ = ["Recipe", "train_ensemble"]
 
@@ -43,6 +43,9 @@ _WANTED = (_ANYWHERE, 1, 2, 2, _EXPOSED, 3)
 # ^ what windows are laid around, equally often
 Progress = Callable[[str, int, int], None]
 
+_CODE = ("training", "losses", "features", "glacier_seg", "selective_scan", "scan_numba")
+# ^ modules whose sources decide what a member becomes
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -50,7 +53,7 @@ class Recipe:
 
     folds: int = 5
     seeds: int = 3
-    steps: int = 750
+    steps: int = 500
     batch: int = 4
     window_px: int = 192
     learning_rate: float = 3e-3
@@ -95,7 +98,7 @@ def train_ensemble(
     Raises
     ------
     UsageError
-        Where there are fewer regions than folds.
+        Where there are fewer regions than folds or fewer than three seeds.
     """
     from catalog.simulation import training_specs
 
@@ -103,6 +106,11 @@ def train_ensemble(
     specs = tuple(training_specs() if specs is None else specs)
     if len(specs) < recipe.folds:
         raise UsageError(f"{recipe.folds} folds need as many regions, found {len(specs)}")
+    if recipe.seeds < MIN_MEMBERS:
+        raise UsageError(
+            f"{recipe.seeds} seeds a fold: with fewer than {MIN_MEMBERS} members a region of "
+            "training could not be mapped with an uncertainty"
+        )
     report = progress or (lambda _label, _done, _total: None)
     prepared = _in_processes(
         prepare_region,
@@ -137,24 +145,29 @@ def train_ensemble(
         report=lambda done, total: report("members", done, total),
     )
     members.sort(key=lambda m: (m["fold"], m["seed"]))
-    out.mkdir(parents=True, exist_ok=True)
-    for member in members:
-        name = f"{member['name']}.safetensors"
-        (out / name).write_bytes((work / "members" / name).read_bytes())
     regions = [
         TrainingRegion(r.name, r.seed, f, r.bbox, r.glaciers, round(r.ice_km2, 3))
         for r, f in zip(prepared, held_out, strict=True)
     ]
     card = _card(recipe, members, regions)
-    (out / CARD).write_text(_dumped(card))
+    finished = Workspace(work / "members")
+    finished.put(CARD, _dumped(card))
     scores = evaluate_out_of_fold(
-        out, prepared, workers=workers, report=lambda d, t: report("out-of-fold maps", d, t)
+        work / "members",
+        prepared,
+        workers=workers,
+        report=lambda d, t: report("out-of-fold maps", d, t),
     )
     offsets = scores.pop("ice_offsets")
     for member in card["members"]:
         member["ice_offset"] = offsets[member["fold"]]
     card |= scores
-    (out / CARD).write_text(_dumped(card))
+    made = Workspace(out)
+    for member in members:
+        name = f"{member['name']}.safetensors"
+        made.put(name, finished.get(name) or b"")
+    made.put(CARD, _dumped(card))
+    # ^ last: an ensemble without its measured uncertainty must not be found
     return card
 
 
@@ -176,6 +189,8 @@ def _card(
         "window_px": recipe.serve_window_px,
         "resolution_m": [10, 30],
         "command": "inventory-engine train FOLDER",
+        "trained_with": {"torch": torch.__version__}
+        | {"kernels": torch.backends.cpu.get_cpu_capability()},
         "recipe": asdict(recipe),
         "regions": [r.to_dict() for r in regions],
         "members": members,
@@ -187,8 +202,8 @@ def _card(
     }
 
 
-def _dumped(card: dict[str, Any]) -> str:
-    return json.dumps(card, indent=1, sort_keys=True) + "\n"
+def _dumped(card: dict[str, Any]) -> bytes:
+    return json.dumps(card, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def _in_processes(
@@ -219,14 +234,12 @@ def train_member(
         Its entry of the card; the weights lie in ``folder``.
     """
     name = f"member-f{fold}-s{seed}"
-    identity = hashlib.sha256(
-        repr((fold, seed, asdict(recipe), [(r.name, r.fingerprint) for r in seen])).encode()
-    ).hexdigest()
-    note, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
-    if note.exists() and weights.exists():
-        entry: dict[str, Any] = json.loads(note.read_text())
-        if entry.pop("identity") == identity:
-            return entry
+    seen_data = [(r.name, r.fingerprint) for r in seen]
+    identity = identity_of(fold, seed, asdict(recipe), seen_data, torch.__version__, code=_CODE)
+    finished = Workspace(folder)
+    kept = _kept(finished, name, identity)
+    if kept is not None:
+        return kept
     torch.set_num_threads(1)
     torch.manual_seed(1000 * fold + seed)
     rng = np.random.default_rng([fold, seed])
@@ -244,10 +257,19 @@ def train_member(
         "loss": [round(v, 4) for v in losses],
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    weights.write_bytes(data)
-    note.write_text(json.dumps(entry | {"identity": identity}))
+    finished.put(f"{name}.safetensors", data)
+    finished.put(f"{name}.json", json.dumps(entry | {"identity": identity}).encode())
     return entry
+
+
+def _kept(finished: Workspace, name: str, identity: str) -> dict[str, Any] | None:
+    """Entry of a member that was trained before, by the same code on the same data."""
+    note, weights = finished.get(f"{name}.json"), finished.get(f"{name}.safetensors")
+    if note is None or weights is None:
+        return None
+    entry: dict[str, Any] = json.loads(note)
+    same = entry.pop("identity") == identity
+    return entry if same and entry["sha256"] == hashlib.sha256(weights).hexdigest() else None
 
 
 def _fit(sampler: WindowSampler, recipe: Recipe) -> tuple[GlacierSeg, list[float]]:
@@ -318,7 +340,8 @@ class WindowSampler:
             for season in range(len(y)):
                 for label in range(1, len(CLASSES)):
                     self.centres[i, season, label] = np.flatnonzero(y[season] == label)
-                self.centres[i, season, _EXPOSED] = np.flatnonzero((y[season] == 0) & owned)
+                if season:
+                    self.centres[i, season, _EXPOSED] = np.flatnonzero((y[season] == 0) & owned)
         self.normalisation = Normalisation.measured(np.concatenate(samples, axis=1))
         share = counts / counts.sum()
         weights = 1 / np.sqrt(np.maximum(share, 1e-3))
@@ -347,8 +370,10 @@ class WindowSampler:
         target = torch.from_numpy(y.astype(np.int64))
         if size != window:
             x = functional.interpolate(x[None], (window, window), mode="bilinear")[0]
-            target = functional.interpolate(target[None, None].float(), (window, window))[0, 0]
-            target = target.long()
+            target = functional.interpolate(
+                target[None, None].float(), (window, window), mode="nearest-exact"
+            )[0, 0].long()
+            # ^ "nearest" would lay labels half a pixel beside their inputs
         turns = int(rng.integers(4))
         x, target = torch.rot90(x, turns, (1, 2)), torch.rot90(target, turns, (0, 1))
         if rng.random() < 0.5:
