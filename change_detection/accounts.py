@@ -232,12 +232,16 @@ def _parts(
 def _inputs(
     scene: Scene, territory: Territory, elevation: npt.NDArray[np.float32] | None
 ) -> list[str]:
-    """What there is to look at inside each reference outline, for example ``optical+terrain``."""
+    """What there was to look at inside each reference outline, for example ``optical+terrain``.
+
+    ``none`` where no pixel was seen: without optical bands nothing is mapped.
+    """
+    seen = _any_inside(territory, scene.seen)
     radar = _any_inside(territory, scene.sar)
     terrain = _any_inside(territory, None if elevation is None else np.isfinite(elevation))
     return [
-        "optical" + "+sar" * has_radar + "+terrain" * has_terrain
-        for has_radar, has_terrain in zip(radar, terrain, strict=True)
+        "optical" + "+sar" * has_radar + "+terrain" * has_terrain if has_seen else "none"
+        for has_seen, has_radar, has_terrain in zip(seen, radar, terrain, strict=True)
     ]
 
 

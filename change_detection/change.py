@@ -23,8 +23,10 @@ from change_detection.accounts import MIN_AREA_KM2, MIN_OBSERVED
 from change_detection.attributes import iso_day
 from change_detection.uncertainty import (
     AreaCalibration,
+    area_sigma_km2,
     change_sigma_km2,
     regional_sigma_km2,
+    unseen_sigma_km2,
 )
 
 __all__ = ["CHANGE_SCHEMA", "change_between"]
@@ -38,7 +40,9 @@ _DOUBTFUL = ("low-observation", "out-of-season", "undated")
 
 _NUMBERS = (
     "area_from_km2",
+    "area_from_sigma_km2",
     "area_to_km2",
+    "area_to_sigma_km2",
     "area_change_km2",
     "area_change_sigma_km2",
     "rate_km2_per_year",
@@ -166,8 +170,10 @@ def _table(
     change = np.where(comparable, (new["area_km2"] - old["area_km2"]).to_numpy(), np.nan)
     sigma = change_sigma_km2(
         member_changes,
-        old["boundary_sigma_km2"].to_numpy(),
-        new["boundary_sigma_km2"].to_numpy(),
+        *(
+            np.hypot(f["boundary_sigma_km2"], unseen_sigma_km2(f["area_unseen_km2"]))
+            for f in (old, new)
+        ),
         scale=calibration.scale,
     )
     sigma = np.where(comparable, np.where(same & np.isfinite(sigma), 0.0, sigma), np.nan)
@@ -180,7 +186,9 @@ def _table(
         "date_from": [iso_day(d)[:10] for d in old["day"]],
         "date_to": [iso_day(d)[:10] for d in new["day"]],
         "area_from_km2": old["area_km2"].to_numpy(),
+        "area_from_sigma_km2": _area_sigma(old, calibration),
         "area_to_km2": new["area_km2"].to_numpy(),
+        "area_to_sigma_km2": _area_sigma(new, calibration),
         "area_change_km2": change,
         "area_change_sigma_km2": sigma,
         "rate_km2_per_year": change / span,
@@ -194,6 +202,15 @@ def _table(
         "flags": [";".join(row) for row in flags],
     }
     return pd.DataFrame(columns), comparable
+
+
+def _area_sigma(accounts: pd.DataFrame, calibration: AreaCalibration) -> Floats:
+    return area_sigma_km2(
+        accounts["area_ensemble_sd_km2"],
+        accounts["boundary_sigma_km2"],
+        accounts["area_unseen_km2"],
+        scale=calibration.for_areas.scale,
+    )
 
 
 def _flags(
@@ -220,6 +237,8 @@ def _events(old: pd.DataFrame, new: pd.DataFrame, *, change: Floats, sigma: Floa
     observed = ~((old["obs_fraction"] < MIN_OBSERVED) | (new["obs_fraction"] < MIN_OBSERVED))
     observed &= old["obs_fraction"].notna() & new["obs_fraction"].notna()
     split = (new["n_parts"] > old["n_parts"]) & (old["n_parts"] > 0)
+    split &= (old["area_unseen_km2"] < MIN_AREA_KM2) & (new["area_unseen_km2"] < MIN_AREA_KM2)
+    # ^ what was not seen counts as ice and may bridge a gap, or part two pieces when it is seen
     cases = {
         "unobserved": ~observed.to_numpy(),
         "vanished": (before > 0) & (after == 0),
@@ -281,11 +300,7 @@ def _summary(
         "rate_percent_sigma": 100 * rate_sigma / weight if weight else math.nan,
         "events": _counted(table["event"]),
         "flags": _counted(table["flags"].str.split(";").explode()),
-        "calibration": {
-            "scale": calibration.scale,
-            "regional_scale": calibration.regional_scale,
-            "source": calibration.source,
-        },
+        "calibration": calibration.to_dict(),
     }
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,6 +44,7 @@ from change_detection.attributes import (
 from change_detection.divides import GlacierBatch, extend_owners, reference_owners
 from change_detection.polygons import trace_polygons
 from change_detection.scene import Scene, read_elevation, read_scene
+from change_detection.uncertainty import area_sigma_km2
 
 __all__ = ["OUTLINE_COLUMNS", "publish_season", "trace_batch"]
 
@@ -58,7 +59,7 @@ OUTLINE_COLUMNS: dict[str, str] = RGI_ATTRIBUTES | {
 """RGI 7.0's attributes, then our own.
 
 ``ref_id`` and ``obs_fraction`` are the glacier's. ``area_sigma_km2`` is the glacier's standard
-deviation (ensemble before calibration, and boundary), shared out by area among its polygons.
+deviation (``change_detection.uncertainty.area_sigma_km2``), shared out by area among its polygons.
 """
 
 _DTYPES = {"str": "object", "int": "int64", "float": "float64"}
@@ -93,6 +94,7 @@ def trace_batch(
     growth_m: float,
     season_window: tuple[str, str],
     min_area_km2: float = MIN_AREA_KM2,
+    area_scale: float = 1.0,
 ) -> Outcome:
     """Outline and account for the glaciers of one batch in one season.
 
@@ -116,6 +118,8 @@ def trace_batch(
         First and last day of the season, YYYY-MM-DD.
     min_area_km2
         Smaller separate pieces get no polygon.
+    area_scale
+        Calibration of the ensemble's spread of areas; 1: as the members have it.
 
     Returns
     -------
@@ -145,7 +149,14 @@ def trace_batch(
     parts, owner = _large_parts(patches, owner, min_area_km2 / grid.pixel_area_km2)
     columns = _part_columns(parts, owner.size, scene=scene, grid=grid, elevation=elevation)
     outlines = _outline_rows(
-        parts, owner, columns=columns, accounts=accounts, batch=batch, frame=frame, grid=grid
+        parts,
+        owner,
+        columns=columns,
+        accounts=accounts,
+        batch=batch,
+        frame=frame,
+        grid=grid,
+        area_scale=area_scale,
     )
     outlines["dem_source"] = np.where(outlines["zmed_m"].notna(), dem_source, "")
     facts = _facts(scene, territory, patches=patches, grid=grid) | {"polygons": len(outlines)}
@@ -219,6 +230,7 @@ def _outline_rows(
     batch: GlacierBatch,
     frame: gpd.GeoDataFrame,
     grid: RegionGrid,
+    area_scale: float,
 ) -> gpd.GeoDataFrame:
     """One row a polygon: by glacier, the largest first."""
     reference = frame[frame["ref_id"].isin(batch.ref_ids)].set_index("ref_id")
@@ -232,7 +244,9 @@ def _outline_rows(
         table[name] = [reference.at[ref_id, name] for ref_id in table["ref_id"]]
     for name in ("inputs", "obs_fraction"):
         table[name] = [row[name] for row in glaciers]
-    table["area_sigma_km2"] = _shared_sigma(table["area_km2"].to_numpy(), glaciers)
+    table["area_sigma_km2"] = _shared_sigma(
+        table["area_km2"].to_numpy(), glaciers, scale=area_scale
+    )
     old = [reference.at[ref_id, "src_date"] for ref_id in table["ref_id"]]
     table["src_date"] = [iso_day(d) or o for d, o in zip(table["day"], old, strict=True)]
     # ^ a part that was not seen at all is the reference's outline, of the reference's date
@@ -244,13 +258,13 @@ def _outline_rows(
 
 
 def _shared_sigma(
-    area_km2: npt.NDArray[np.float64], glaciers: list[dict[str, Any]]
+    area_km2: npt.NDArray[np.float64], glaciers: list[dict[str, Any]], *, scale: float
 ) -> npt.NDArray[np.float64]:
-    sd, boundary, total = (
+    sd, boundary, unseen, total = (
         np.array([row[name] for row in glaciers], dtype=np.float64)
-        for name in ("area_ensemble_sd_km2", "boundary_sigma_km2", "area_km2")
+        for name in ("area_ensemble_sd_km2", "boundary_sigma_km2", "area_unseen_km2", "area_km2")
     )
-    return np.asarray(np.hypot(sd, boundary) * area_km2 / total)
+    return np.asarray(area_sigma_km2(sd, boundary, unseen, scale=scale) * area_km2 / total)
 
 
 def _place(

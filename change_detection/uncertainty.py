@@ -6,7 +6,8 @@ One law: an interval that cannot be estimated is missing, never zero.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from catalog.errors import UsageError
 __all__ = [
     "AreaCalibration",
     "RegionalSigma",
+    "area_sigma_km2",
     "boundary_sigma_km2",
     "change_sigma_km2",
     "ensemble_sd",
     "regional_sigma_km2",
+    "unseen_sigma_km2",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -37,11 +40,44 @@ class AreaCalibration:
     """Multiplies the standard deviation of a region's area change."""
     source: str
     """Where the factors were measured, and what was not verified; printed beside every result."""
+    areas: Mapping[str, float] | None = None
+    """The two factors for the area of one date, where they were measured."""
 
     def __post_init__(self) -> None:
         for name, value in (("scale", self.scale), ("regional_scale", self.regional_scale)):
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"calibration {name} must be positive, found {value}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AreaCalibration:
+        """Take the factors from a card or a summary; other keys are left out.
+
+        Raises
+        ------
+        UsageError
+            Where a factor is missing or not a positive number.
+        """
+        try:
+            areas = values.get("areas")
+            return cls(
+                float(values["scale"]),
+                float(values["regional_scale"]),
+                str(values.get("source", "not stated")),
+                areas and {k: float(areas[k]) for k in ("scale", "regional_scale")},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"the area calibration cannot be used: {error!r}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, the inverse of :meth:`from_dict`."""
+        return {**asdict(self), "areas": dict(self.areas) if self.areas else None}
+
+    @property
+    def for_areas(self) -> AreaCalibration:
+        """The calibration to use on areas instead of on their changes."""
+        if self.areas is None:
+            return self
+        return AreaCalibration(self.areas["scale"], self.areas["regional_scale"], self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +119,40 @@ def boundary_sigma_km2(margin_m: npt.ArrayLike, resolution_m: float) -> Floats:
     return np.asarray(resolution_m**2 / 1e6 * np.sqrt(pixels / 12.0))
 
 
+def unseen_sigma_km2(unseen_km2: npt.ArrayLike) -> Floats:
+    """Area error of counting what was not seen as the ice that the reference inventory has there.
+
+    Any part of it may have melted, from none to all: the root mean square of an error that is
+    uniform between 0 and the unseen area, which is that area over sqrt(3).
+    """
+    return np.asarray(unseen_km2, dtype=np.float64) / math.sqrt(3.0)
+
+
+def area_sigma_km2(
+    spread: npt.ArrayLike, boundary: npt.ArrayLike, unseen_km2: npt.ArrayLike, *, scale: float
+) -> Floats:
+    """Estimate the standard deviation of each glacier's area at one date.
+
+    Parameters
+    ----------
+    spread, boundary, unseen_km2 : ``(glacier,)``
+        :func:`ensemble_sd` and :func:`boundary_sigma_km2` of the areas, and what was not seen, km2.
+    scale
+        Factor of :attr:`AreaCalibration.for_areas`.
+
+    Returns
+    -------
+    ``(glacier,)`` float64
+        Their quadratic sum; NaN with fewer than three members.
+    """
+    own = np.hypot(scale * np.asarray(spread, dtype=np.float64), boundary)
+    return np.asarray(np.hypot(own, unseen_sigma_km2(unseen_km2)))
+
+
 def change_sigma_km2(
     member_changes: npt.ArrayLike,
-    boundary_from: npt.ArrayLike,
-    boundary_to: npt.ArrayLike,
+    other_from: npt.ArrayLike,
+    other_to: npt.ArrayLike,
     *,
     scale: float,
 ) -> Floats:
@@ -96,8 +162,9 @@ def change_sigma_km2(
     ----------
     member_changes : ``(member, glacier)``
         Each member's change of area, km2; NaN where it was not eligible at both dates.
-    boundary_from, boundary_to : ``(glacier,)``
-        :func:`boundary_sigma_km2` of the two dates, km2.
+    other_from, other_to : ``(glacier,)``
+        What the members do not show at the two dates, km2: :func:`boundary_sigma_km2` and
+        :func:`unseen_sigma_km2` in quadrature.
     scale
         Factor of :class:`AreaCalibration`.
 
@@ -107,8 +174,8 @@ def change_sigma_km2(
         NaN with fewer than three common members.
     """
     spread = scale * ensemble_sd(member_changes)
-    margins = np.hypot(np.asarray(boundary_from), np.asarray(boundary_to))
-    return np.asarray(np.hypot(spread, margins), dtype=np.float64)
+    others = np.hypot(np.asarray(other_from), np.asarray(other_to))
+    return np.asarray(np.hypot(spread, others), dtype=np.float64)
 
 
 def regional_sigma_km2(

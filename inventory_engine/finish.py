@@ -73,7 +73,7 @@ class DriverTaskMaker:
                 f"{last}: their change is not known; see the failed units, then run again",
                 kind="incomplete",
             )
-        calibration = AreaCalibration(**self._context.ensemble.area_calibration)
+        calibration = AreaCalibration.from_dict(self._context.ensemble.area_calibration)
         return change_between(ledger.workspace, first, last, calibration=calibration)
 
     def _report(self, ledger: Ledger, _job: Job) -> Outcome:

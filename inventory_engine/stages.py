@@ -240,8 +240,12 @@ def _checksums(known: dict[str, dict[str, str] | None], keys: Sequence[str]) -> 
 
 
 def _outline_units(c: Context) -> list[Unit]:
+    from change_detection.uncertainty import AreaCalibration
+
     inventory = c.region.settings.inventory
-    settings = inventory.model_dump(mode="json") | {"grid": c.region.grid.to_dict()}
+    calibration = AreaCalibration.from_dict(c.ensemble.area_calibration)
+    wanted = inventory.model_dump(mode="json") | {"area_scale": calibration.for_areas.scale}
+    settings = wanted | {"grid": c.region.grid.to_dict()}
     by_id = c.region.reference.frame.set_index("ref_id", drop=False)
     frames = {b.id: pack_frame(by_id.loc[list(b.ref_ids)]) for b in c.region.batches}
     units = []
@@ -268,8 +272,7 @@ def _outline_units(c: Context) -> list[Unit]:
                     {
                         "batch": asdict(batch),
                         "frame": frames[batch.id],
-                        "growth_m": inventory.growth_m,
-                        "min_area_km2": inventory.min_area_km2,
+                        **wanted,
                     },
                     keys,
                     batch.height * batch.width,
@@ -429,7 +432,8 @@ STAGES: tuple[Stage, ...] = (
         _map_task,
         lambda _c: _layer_bytes(_MAP_LAYERS),
     ),
-    Stage("outlines", "outlines", "dask", _outline_units, _prepare_nothing, _plain_task),
+    Stage("outlines", "outlines", "dask", _outline_units, _prepare_map, _plain_task),
+    # ^ a season without any map has an empty one: nothing was seen
     Stage("publish", "inventories", "driver", _publish_units, _prepare_nothing, _driver_task),
     Stage("change", "change", "driver", _change_units, _prepare_nothing, _driver_task),
     Stage("report", "report", "driver", _report_units, _prepare_nothing, _driver_task),

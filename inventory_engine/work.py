@@ -246,6 +246,7 @@ def _outlines(ledger: Ledger, job: Job) -> Outcome:
         growth_m=payload["growth_m"],
         season_window=(start, end),
         min_area_km2=payload["min_area_km2"],
+        area_scale=payload["area_scale"],
     )
 
 

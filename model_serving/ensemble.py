@@ -100,8 +100,8 @@ class Ensemble:
 
     @property
     def area_calibration(self) -> dict[str, Any]:
-        """Factors on the ensemble's area spread: ``scale``, ``regional_scale``, and ``source``."""
-        return {k: self.card["area_calibration"][k] for k in ("scale", "regional_scale", "source")}
+        """Factors on the ensemble's spread of areas and changes, and where they come from."""
+        return dict(self.card["area_calibration"])
 
     def network(self, member: Member) -> GlacierSeg:
         """Load one member, ready for inference.

@@ -1,10 +1,10 @@
-"""Out-of-fold scores of an ensemble: every region mapped only by members that never saw it."""
+"""Scores of an ensemble, and its uncertainty, where no member that maps a region has seen it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,18 +16,21 @@ import torch
 
 from catalog.cube import CLASSES, ICE_CLASSES
 from model_serving.ensemble import load_ensemble
+from model_serving.folds import OUTSIDE
 from model_serving.inference import MAP_HALO_PX, map_features, with_ice_offset
 from model_serving.metrics import Overlaps, confusion_matrix, iou, ratio_masks
 from model_serving.patches import WindowPlan
 from model_serving.regions import PreparedRegion
 
-__all__ = ["area_calibration", "evaluate_out_of_fold"]
+__all__ = ["area_calibration", "evaluate_calibration", "evaluate_out_of_fold"]
 
 Array = npt.NDArray[Any]
 _OFFSETS = (0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5)
 # ^ offsets tried: rare classes weigh more in the loss, so untouched logits may see too much ice
 _NOMINAL = 0.6827
 # ^ coverage of one standard deviation of a normal distribution
+_LEAST_KM2 = 0.01
+# ^ smaller glaciers are left out: the smallest polygon of RGI 7.0
 
 
 def evaluate_out_of_fold(
@@ -43,24 +46,52 @@ def evaluate_out_of_fold(
     -------
     dict
         ``ice_offsets``: fold -> offset on the ice logits with the best mean IoU in the regions of
-        all *other* folds, so that no region takes part in choosing how it is mapped;
+        all *other* folds, so that no region's own truth takes part in choosing how it is mapped;
         ``metrics``: IoU of ice, per class and per map, with those offsets, beside the band ratio
-        tuned on the truth; ``area_calibration``: see :func:`area_calibration`.
+        tuned on the truth.
     """
-    jobs = [(folder, region, k) for region in regions for k in range(len(region.seasons))]
-    tried = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done, scores in enumerate(pool.map(_score_season, *zip(*jobs, strict=True)), 1):
-            tried.append(scores)
-            if report:
-                report(done, len(jobs))
+    tried = _score(folder, regions, _OFFSETS, workers=workers, report=report)
     offsets = _choose_offsets(tried)
     results = [scores[_OFFSETS.index(offsets[scores[0]["fold"]])] for scores in tried]
-    return {
-        "ice_offsets": offsets,
-        "metrics": _summary(results),
-        "area_calibration": area_calibration(results),
-    }
+    return {"ice_offsets": offsets, "metrics": _summary(results)}
+
+
+def evaluate_calibration(
+    folder: Path,
+    regions: Sequence[PreparedRegion],
+    *,
+    workers: int = 2,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Map regions that no member has seen by all members, as any new region is mapped.
+
+    Returns
+    -------
+    dict
+        ``calibration_metrics``: IoU of ice, per class and per map; ``area_calibration``: see
+        :func:`area_calibration`.
+    """
+    scores = _score(folder, regions, (None,), workers=workers, report=report)
+    results = [score for (score,) in scores]
+    return {"calibration_metrics": _summary(results), "area_calibration": area_calibration(results)}
+
+
+def _score(
+    folder: Path,
+    regions: Sequence[PreparedRegion],
+    offsets: tuple[float | None, ...],
+    *,
+    workers: int,
+    report: Callable[[int, int], None] | None,
+) -> list[list[dict[str, Any]]]:
+    jobs = [(folder, region, k, offsets) for region in regions for k in range(len(region.seasons))]
+    scores = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done, score in enumerate(pool.map(_score_season, *zip(*jobs, strict=True)), 1):
+            scores.append(score)
+            if report:
+                report(done, len(jobs))
+    return scores
 
 
 def _choose_offsets(tried: Sequence[list[dict[str, Any]]]) -> dict[int, float]:
@@ -88,16 +119,19 @@ def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _score_season(folder: Path, region: PreparedRegion, season: int) -> list[dict[str, Any]]:
-    """Scores of one map, one for each of the offsets tried."""
+def _score_season(
+    folder: Path, region: PreparedRegion, season: int, offsets: tuple[float | None, ...]
+) -> list[dict[str, Any]]:
+    """Scores of one map, one for each of the offsets tried; None keeps each member's own."""
     torch.set_num_threads(1)
     ensemble = load_ensemble(folder)
     plan = WindowPlan(ensemble.window_px, ensemble.window_px - 2 * MAP_HALO_PX)
-    fold = {r.name: r.fold for r in ensemble.regions}[region.name]
+    fold = {r.name: r.fold for r in ensemble.regions}.get(region.name, OUTSIDE)
     raw = np.asarray(region.features()[season], np.float32)
     label = region.labels()[season]
     known = np.isfinite(raw[0]) & (label < len(CLASSES))
-    members = [replace(m, ice_offset=0.0) for m in ensemble.members if m.fold == fold]
+    voters = [m for m in ensemble.members if fold in (OUTSIDE, m.fold)]
+    members = [replace(m, ice_offset=0.0) for m in voters]
     maps = [map_features(ensemble.network(m), raw, m, plan=plan)[:, known] for m in members]
     label, owners = label[known], region.owners()[known]
     truth = np.isin(label, ICE_CLASSES)
@@ -114,7 +148,12 @@ def _score_season(folder: Path, region: PreparedRegion, season: int) -> list[dic
         count = np.bincount(owners[mask], minlength=region.glaciers + 1)[1:]
         return count * region.grid.pixel_area_km2
 
-    return [same | _scored([with_ice_offset(p, o) for p in maps], label, areas) for o in _OFFSETS]
+    scores = []
+    for offset in offsets:
+        own = [m.ice_offset if offset is None else offset for m in voters]
+        shifted = [with_ice_offset(p, o) for p, o in zip(maps, own, strict=True)]
+        scores.append(same | _scored(shifted, label, areas))
+    return scores
 
 
 def _scored(maps: list[Array], label: Array, areas: Callable[[Array], Array]) -> dict[str, Any]:
@@ -133,44 +172,128 @@ def _scored(maps: list[Array], label: Array, areas: Callable[[Array], Array]) ->
 
 
 def area_calibration(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compare the errors of mapped change with the spread of the members' change.
+    """Compare the errors of mapped areas and of their changes with the spread of the members.
 
     Parameters
     ----------
     results
         Scores of every season of every region, in the order of time; any two seasons of a region
-        make a pair. Each holds ``member_km2`` ``(member, glacier)``, ``true_km2`` and
+        make a pair. Each holds ``region``, ``member_km2`` ``(member, glacier)``, ``true_km2`` and
         ``mapped_km2`` ``(glacier,)``.
 
     Returns
     -------
     dict
-        ``scale``: the quantile (68.27 %) of |error| / spread over glaciers, so that spread times
-        scale covers that share of them; ``regional_scale``: the same ratio of root mean squares for
-        regional totals; ``glaciers``, ``pairs``: how many there were; ``source``: in words.
+        ``scale``, ``regional_scale``: factors on the spread of a change, see :func:`_factors`;
+        ``areas``: the same two for the area of one date; ``coverage``: the share of glaciers and
+        of regional totals whose true change lies within one and within 1.96 standard deviations,
+        each region judged by factors from all other regions; ``glaciers``, ``pairs``, ``regions``:
+        how many there were; ``source``: in words.
+
+    Raises
+    ------
+    ValueError
+        Where no glacier was seen in two seasons, or the members do not differ.
     """
-    ratios: list[float] = []
-    errors, spreads = [], []
-    for a, b in combinations(results, 2):
-        if a["region"] != b["region"]:
-            continue
-        change = b["member_km2"] - a["member_km2"]
-        error = (b["mapped_km2"] - a["mapped_km2"]) - (b["true_km2"] - a["true_km2"])
-        spread = change.std(axis=0, ddof=1)
-        used = (a["true_km2"] > 0.01) & (spread > 0)
-        ratios.extend(np.abs(error[used]) / spread[used])
-        errors.append(float(error.sum()))
-        spreads.append(float(change.sum(axis=1).std(ddof=1)))
-    if not ratios:
-        raise ValueError("no glacier was seen in two seasons: nothing to calibrate on")
-    regional = np.sqrt(np.mean(np.square(errors)) / np.mean(np.square(spreads)))
+    changes = [
+        _Case(
+            a["region"],
+            (b["mapped_km2"] - a["mapped_km2"]) - (b["true_km2"] - a["true_km2"]),
+            b["member_km2"] - a["member_km2"],
+        ).of(a["true_km2"] > _LEAST_KM2)
+        for a, b in combinations(results, 2)
+        if a["region"] == b["region"]
+    ]
+    areas = [
+        _Case(r["region"], r["mapped_km2"] - r["true_km2"], r["member_km2"]).of(
+            r["true_km2"] > _LEAST_KM2
+        )
+        for r in results
+    ]
+    scale, regional = _factors(changes)
+    area_scale, area_regional = _factors(areas)
+    glaciers, regions = sum(c.error.size for c in changes), {c.region for c in changes}
     return {
-        "scale": round(float(np.quantile(ratios, _NOMINAL)), 3),
-        "regional_scale": round(float(max(regional, 1.0)), 3),
-        "glaciers": len(ratios),
-        "pairs": len(errors),
+        "scale": round(scale, 3),
+        "regional_scale": round(regional, 3),
+        "areas": {"scale": round(area_scale, 3), "regional_scale": round(area_regional, 3)},
+        "coverage": _coverage(changes),
+        "glaciers": glaciers,
+        "pairs": len(changes),
+        "regions": len(regions),
         "source": (
-            f"{len(ratios)} out-of-fold changes of glaciers, between {len(errors)} pairs of "
-            "seasons of simulated regions; not verified on real regions"
+            f"{glaciers} changes of glaciers between {len(changes)} pairs of seasons of "
+            f"{len(regions)} simulated regions that no member has seen; "
+            "not verified on real regions"
         ),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Errors of one region's areas or changes, and what the members say of them, km2."""
+
+    region: str
+    error: Array
+    """``(glacier,)``."""
+    members: Array
+    """``(member, glacier)``."""
+
+    def of(self, used: Array) -> _Case:
+        """Keep some of the glaciers."""
+        return _Case(self.region, self.error[used], self.members[:, used])
+
+    @property
+    def spread(self) -> Array:
+        """Standard deviation over members, of each glacier."""
+        return np.asarray(self.members.std(axis=0, ddof=1))
+
+    @property
+    def common(self) -> float:
+        """Standard deviation over members of the sum over glaciers."""
+        return float(self.members.sum(axis=1).std(ddof=1))
+
+
+def _factors(cases: Sequence[_Case]) -> tuple[float, float]:
+    """Fit the factors that turn spreads into standard deviations.
+
+    The first is the quantile (68.27 %) of |error| / spread over glaciers; a glacier on which the
+    members agree but are wrong counts as infinitely far off. The second multiplies the spread of
+    the members' sums so that, with the glaciers' own errors in quadrature as in
+    ``change_detection.uncertainty``, it meets the root mean square error of the totals; at least 1.
+    """
+    if not cases or not sum(c.error.size for c in cases):
+        raise ValueError("no glacier was seen in two seasons: nothing to calibrate on")
+    error = np.abs(np.concatenate([c.error for c in cases]))
+    spread = np.concatenate([c.spread for c in cases])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(error > 0, error / spread, 0.0)
+    scale = float(np.quantile(ratio, _NOMINAL, method="higher"))
+    totals = np.mean([c.error.sum() ** 2 for c in cases])
+    own = np.mean([((scale * c.spread) ** 2).sum() for c in cases])
+    common = np.mean([c.common**2 for c in cases])
+    if not np.isfinite(scale) or common == 0:
+        raise ValueError("the members do not differ: their spread tells nothing of their error")
+    return scale, float(max(1.0, np.sqrt(max(0.0, totals - own) / common)))
+
+
+def _coverage(cases: Sequence[_Case]) -> dict[str, float]:
+    regions = sorted({c.region for c in cases})
+    if len(regions) < 2:
+        return {}
+    off_glacier: list[float] = []
+    off_total: list[float] = []
+    for region in regions:
+        scale, regional = _factors([c for c in cases if c.region != region])
+        for case in (c for c in cases if c.region == region):
+            sigma = scale * case.spread
+            with np.errstate(divide="ignore", invalid="ignore"):
+                off = np.where(case.error == 0, 0.0, np.abs(case.error) / sigma)
+            off_glacier.extend(off)
+            total = np.hypot(regional * case.common, np.sqrt((sigma**2).sum()))
+            off_total.append(abs(case.error.sum()) / total)
+    return {
+        f"{name}_{level}": round(float(np.mean(np.asarray(off) <= width)), 3)
+        for name, off in (("glaciers", off_glacier), ("totals", off_total))
+        for level, width in (("68", 1.0), ("95", 1.96))
     }

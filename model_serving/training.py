@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from catalog.cube import CLASSES, MIN_MEMBERS, Workspace
 from catalog.errors import UsageError
 from model_serving.ensemble import CARD, pack_member
-from model_serving.evaluation import evaluate_out_of_fold
+from model_serving.evaluation import evaluate_calibration, evaluate_out_of_fold
 from model_serving.features import CHANNELS, GROUPS, Normalisation
 from model_serving.folds import TrainingRegion, assign_folds
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
@@ -69,6 +69,7 @@ def train_ensemble(
     *,
     work: Path,
     specs: Sequence[Any] | None = None,
+    calibration: Sequence[Any] | None = None,
     recipe: Recipe | None = None,
     workers: int = 2,
     progress: Progress | None = None,
@@ -83,6 +84,8 @@ def train_ensemble(
         Folder for regions, cubes and finished members; may be kept to resume.
     specs
         Regions (``catalog.simulation.RegionSpec``); by default the engine's training regions.
+    calibration
+        Regions on which the uncertainty is measured; by default the engine's calibration regions.
     recipe
         How to train.
     workers
@@ -100,10 +103,11 @@ def train_ensemble(
     UsageError
         Where there are fewer regions than folds or fewer than three seeds.
     """
-    from catalog.simulation import training_specs
+    from catalog.simulation import calibration_specs, training_specs
 
     recipe = recipe or Recipe()
     specs = tuple(training_specs() if specs is None else specs)
+    held_back = tuple(calibration_specs() if calibration is None else calibration)
     if len(specs) < recipe.folds:
         raise UsageError(f"{recipe.folds} folds need as many regions, found {len(specs)}")
     if recipe.seeds < MIN_MEMBERS:
@@ -112,7 +116,7 @@ def train_ensemble(
             "training could not be mapped with an uncertainty"
         )
     report = progress or (lambda _label, _done, _total: None)
-    prepared = _in_processes(
+    everything = _in_processes(
         prepare_region,
         [
             {
@@ -120,12 +124,15 @@ def train_ensemble(
                 "folder": work / "regions" / spec.name,
                 "resolution_m": recipe.resolution_m,
             }
-            for spec in specs
+            for spec in (*specs, *held_back)
         ],
         workers=workers,
         report=lambda done, total: report("regions", done, total),
     )
-    prepared.sort(key=lambda region: region.name)
+    everything.sort(key=lambda region: region.name)
+    names = {spec.name for spec in specs}
+    prepared = [region for region in everything if region.name in names]
+    unseen = [region for region in everything if region.name not in names]
     held_out = assign_folds([r.ice_km2 for r in prepared], recipe.folds)
     jobs = [
         {
@@ -150,6 +157,7 @@ def train_ensemble(
         for r, f in zip(prepared, held_out, strict=True)
     ]
     card = _card(recipe, members, regions)
+    card["calibration_regions"] = [{"name": r.name, "seed": r.seed} for r in unseen]
     finished = Workspace(work / "members")
     finished.put(CARD, _dumped(card))
     scores = evaluate_out_of_fold(
@@ -161,7 +169,13 @@ def train_ensemble(
     offsets = scores.pop("ice_offsets")
     for member in card["members"]:
         member["ice_offset"] = offsets[member["fold"]]
-    card |= scores
+    finished.put(CARD, _dumped(card))
+    card |= scores | evaluate_calibration(
+        work / "members",
+        unseen,
+        workers=workers,
+        report=lambda d, t: report("calibration maps", d, t),
+    )
     made = Workspace(out)
     for member in members:
         name = f"{member['name']}.safetensors"

@@ -164,21 +164,57 @@ def test_a_card_for_other_bands_or_a_missing_card_is_refused(tmp_path):
         load_ensemble(tmp_path)
 
 
-def test_the_area_calibration_recovers_a_known_error_scale():
+def calibration_results(
+    *, regions: int, error: float, shared_error: float, members: int = 15
+) -> list[dict]:
+    """Maps of made-up glaciers whose members scatter by 0.1 km2 each and by 0.05 km2 together."""
     rng = np.random.default_rng(1)
     results = []
-    for k in range(400):
-        truth = rng.uniform(1, 3, 20)
-        members = truth + rng.normal(0, 0.1, (15, 20))
-        mapped = truth + rng.normal(0, 0.2, 20)
-        results.append(
-            {
-                "region": f"r{k // 2}",
-                "member_km2": members,
-                "true_km2": truth,
-                "mapped_km2": mapped,
-            }
-        )
-    scale = area_calibration(results)
-    assert scale["scale"] == pytest.approx(2.0, rel=0.05)
-    assert scale["regional_scale"] == pytest.approx(2.0, rel=0.15)
+    for k in range(regions):
+        for _ in range(3):
+            truth = rng.uniform(1, 3, 20)
+            scatter = rng.normal(0, 0.1, (members, 20)) + rng.normal(0, 0.05, (members, 1))
+            off = rng.normal(0, error, 20) + rng.normal(0, shared_error)
+            results.append(
+                {
+                    "region": f"r{k}",
+                    "member_km2": truth + scatter,
+                    "true_km2": truth,
+                    "mapped_km2": truth + off,
+                }
+            )
+    return results
+
+
+@pytest.mark.parametrize("shared_error", [0.0, 0.3])
+def test_calibrated_intervals_cover_what_they_promise_in_regions_they_were_not_fitted_on(
+    shared_error: float,
+):
+    found = area_calibration(calibration_results(regions=150, error=0.2, shared_error=shared_error))
+    cover = found["coverage"]
+    assert cover["glaciers_68"] == pytest.approx(0.683, abs=0.01)
+    assert cover["glaciers_95"] == pytest.approx(0.95, abs=0.02)
+    assert cover["totals_95"] >= 0.93
+    assert (found["regions"], found["pairs"], found["glaciers"]) == (150, 450, 9000)
+    # The spread of one glacier: hypot(0.1, 0.05) km2; errors beyond it widen the interval.
+    expected = np.hypot(0.2, shared_error) / np.hypot(0.1, 0.05)
+    assert found["scale"] == pytest.approx(expected, rel=0.1)
+    assert found["areas"]["scale"] == pytest.approx(expected, rel=0.1)
+    if shared_error:
+        assert found["regional_scale"] > 4
+    else:
+        assert found["regional_scale"] == 1
+
+
+def test_glaciers_on_which_members_agree_but_are_wrong_are_not_left_out():
+    results = calibration_results(regions=4, error=0.2, shared_error=0.0)
+    for result in results:
+        result["member_km2"][:, :12] = result["true_km2"][:12]
+    with pytest.raises(ValueError, match="do not differ"):
+        area_calibration(results)
+
+
+def test_without_two_seasons_of_a_region_nothing_can_be_calibrated():
+    results = calibration_results(regions=1, error=0.2, shared_error=0.0)[:1]
+    with pytest.raises(ValueError, match="nothing to calibrate on"):
+        area_calibration(results)

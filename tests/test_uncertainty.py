@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from catalog.errors import UsageError
 from change_detection.uncertainty import (
     AreaCalibration,
+    area_sigma_km2,
     boundary_sigma_km2,
     change_sigma_km2,
     ensemble_sd,
@@ -114,3 +115,34 @@ def test_the_interval_of_one_glacier_covers_the_truth_as_often_as_it_says():
     sigma = change_sigma_km2(changes, np.zeros(glaciers), np.zeros(glaciers), scale=1.0)
     covered = np.mean(np.abs(truth) <= sigma)
     assert 0.63 <= covered <= 0.73
+
+
+def test_an_area_is_as_uncertain_as_its_members_its_margin_and_what_was_not_seen():
+    sigma = area_sigma_km2([0.1, 0.0, np.nan], [0.3, 0.0, 0.1], [0.0, 0.6, 0.0], scale=4.0)
+    assert sigma[0] == pytest.approx(np.hypot(0.4, 0.3))
+    assert np.isnan(sigma[2])
+    # Any part of 0.6 km2 may have melted: the root mean square of a uniform error.
+    assert sigma[1] == pytest.approx(np.sqrt(np.mean(np.linspace(0, 0.6, 10_001) ** 2)), rel=1e-3)
+
+
+def test_a_calibration_is_read_from_a_card_and_has_factors_of_its_own_for_areas():
+    card = {"scale": 2, "regional_scale": 3.0, "source": "x", "pairs": 9}
+    plain = AreaCalibration.from_dict(card)
+    assert plain.for_areas == plain
+    full = AreaCalibration.from_dict(card | {"areas": {"scale": 4.0, "regional_scale": 5.0}})
+    assert (full.for_areas.scale, full.for_areas.regional_scale) == (4.0, 5.0)
+    assert AreaCalibration.from_dict(full.to_dict()) == full
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {},
+        {"scale": 1},
+        {"scale": "x", "regional_scale": 1},
+        {"scale": 1, "regional_scale": 1, "areas": 3},
+    ],
+)
+def test_a_card_without_usable_factors_is_refused(card: dict):
+    with pytest.raises(UsageError, match="calibration"):
+        AreaCalibration.from_dict(card)

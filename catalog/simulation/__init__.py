@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .region import SimulatedRegion, simulate_region
-from .spec import RegionSpec, SeasonSpec, demo_spec, training_specs
+from .spec import RegionSpec, SeasonSpec, calibration_specs, demo_spec, training_specs
 
 __all__ = [
     "RegionSpec",
     "SeasonSpec",
     "SimulatedRegion",
+    "calibration_specs",
     "demo_spec",
     "simulate_region",
     "training_specs",

@@ -9,7 +9,15 @@ from typing import Literal
 
 from catalog.errors import UsageError
 
-__all__ = ["RegionSpec", "SeasonSpec", "Style", "demo_spec", "style_of", "training_specs"]
+__all__ = [
+    "RegionSpec",
+    "SeasonSpec",
+    "Style",
+    "calibration_specs",
+    "demo_spec",
+    "style_of",
+    "training_specs",
+]
 
 StyleName = Literal["alpine", "himalaya", "arctic"]
 
@@ -160,7 +168,7 @@ def training_specs() -> tuple[RegionSpec, ...]:
     The ice of each retreats over three seasons, so that ground which ice has left is as common
     among what is learnt as it is among what will be mapped.
     """
-    places: tuple[tuple[StyleName, float, float, float, int], ...] = (
+    places: tuple[_Place, ...] = (
         ("alpine", -36.2, 43.8, 15.0, 2017),
         ("himalaya", -45.4, 30.5, 16.0, 2018),
         ("arctic", -1.8, 72.3, 15.0, 2019),
@@ -177,10 +185,35 @@ def training_specs() -> tuple[RegionSpec, ...]:
         ("alpine", 170.4, 46.1, 15.0, 2020),
         ("arctic", 96.3, -58.2, 15.0, 2018),
     )
+    return _retreating("TRAIN", 7100, places)
+
+
+def calibration_specs() -> tuple[RegionSpec, ...]:
+    """Return six regions on which an ensemble's uncertainty is measured; no member sees them."""
+    return _retreating(
+        "CALIB",
+        9200,
+        (
+            ("alpine", -24.9, 40.2, 12.0, 2018),
+            ("himalaya", 178.4, 31.2, 12.0, 2017),
+            ("arctic", -11.6, 67.8, 12.0, 2020),
+            ("alpine", -98.3, -47.4, 12.0, 2019),
+            ("himalaya", -52.1, 33.9, 12.0, 2020),
+            ("alpine", -140.7, 48.6, 12.0, 2016),
+        ),
+    )
+
+
+_Place = tuple[StyleName, float, float, float, int]
+# ^ style, longitude and latitude of the centre, side in km, first year
+
+
+def _retreating(name: str, seed: int, places: tuple[_Place, ...]) -> tuple[RegionSpec, ...]:
+    """Regions of three seasons, three years apart, in which the equilibrium line rises."""
     return tuple(
         RegionSpec(
-            name=f"TRAIN{index:02d}",
-            seed=7100 + 37 * index,
+            name=f"{name}{index:02d}",
+            seed=seed + 37 * index,
             style=style,
             lon=lon,
             lat=lat,

@@ -13,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from change_detection.uncertainty import AreaCalibration, regional_sigma_km2
+from change_detection.uncertainty import (
+    AreaCalibration,
+    area_sigma_km2,
+    regional_sigma_km2,
+)
 from inventory_engine.report.reading import Pair, Season
 
 __all__ = [
@@ -155,13 +159,13 @@ def season_totals(season: Season, *, calibration: AreaCalibration) -> SeasonTota
 
 
 def glacier_sigmas(accounts: pd.DataFrame, *, scale: float) -> Floats:
-    """Standard deviation of each glacier's area in km2; NaN where there is no interval.
-
-    The members' standard deviation times the calibration's ``scale``, and the margin's mixed
-    pixels, in quadrature: the same terms as in a change.
-    """
-    spread = scale * accounts["area_ensemble_sd_km2"].to_numpy(float)
-    return np.asarray(np.hypot(spread, accounts["boundary_sigma_km2"].to_numpy(float)))
+    """Standard deviation of each glacier's area in km2; NaN where there is no interval."""
+    return area_sigma_km2(
+        accounts["area_ensemble_sd_km2"],
+        accounts["boundary_sigma_km2"],
+        accounts["area_unseen_km2"],
+        scale=scale,
+    )
 
 
 def member_areas(accounts: pd.DataFrame) -> Floats:

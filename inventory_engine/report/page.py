@@ -106,14 +106,15 @@ def build_page(workspace: Workspace, run: dict[str, Any]) -> Page:
 
 def _story(region: RegionData) -> _Story:
     calibration = region.calibration or AreaCalibration(1.0, 1.0, "not calibrated")
-    seasons = [season_totals(season, calibration=calibration) for season in region.seasons]
+    of_areas = calibration.for_areas
+    seasons = [season_totals(season, calibration=of_areas) for season in region.seasons]
     pairs = [pair_totals(p) for p in region.pairs]
     headline = headline_pair(pairs)
     pair = region.pairs[pairs.index(headline)] if headline else None
     if pair is None and region.pairs:
         pair = region.pairs[-1]
     measured = measured_in_both(pair) if pair else np.zeros(0, dtype=bool)
-    return _Story(region, seasons, pairs, headline, pair, measured, calibration.scale)
+    return _Story(region, seasons, pairs, headline, pair, measured, of_areas.scale)
 
 
 def _data(run: dict[str, Any], story: _Story) -> dict[str, Any]:
@@ -125,13 +126,7 @@ def _data(run: dict[str, Any], story: _Story) -> dict[str, Any]:
         "headline": None
         if story.headline is None
         else {"start": story.headline.start, "end": story.headline.end},
-        "calibration": None
-        if calibration is None
-        else {
-            "scale": calibration.scale,
-            "regional_scale": calibration.regional_scale,
-            "source": calibration.source,
-        },
+        "calibration": calibration and calibration.to_dict(),
         "missing": list(story.region.missing),
         "events": tables.event_rows(story.region, story.pairs, limit=1_000_000),
         "set_aside": dict(tables.set_aside_rows(run)[1]),
@@ -266,6 +261,9 @@ def _texts(story: _Story) -> dict[str, Any]:
         "calibration": calibration.source if calibration else "",
         "scale": f"{calibration.scale:.3g}" if calibration else "",
         "regional_scale": f"{calibration.regional_scale:.3g}" if calibration else "",
+        "areas": f"{calibration.for_areas.scale:.3g} and {calibration.for_areas.regional_scale:.3g}"
+        if calibration
+        else "",
         "missing": list(story.region.missing),
         "debris_extent": words.plain(last.debris_km2),
     }

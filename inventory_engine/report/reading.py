@@ -242,11 +242,7 @@ def _calibration(pairs: tuple[Pair, ...], run: dict[str, Any]) -> AreaCalibratio
         for key in ("calibration", "area_calibration"):
             values = holder.get(key)
             if isinstance(values, dict) and {"scale", "regional_scale"} <= set(values):
-                return AreaCalibration(
-                    float(values["scale"]),
-                    float(values["regional_scale"]),
-                    str(values.get("source", "not stated")),
-                )
+                return AreaCalibration.from_dict(values)
     return None
 
 

@@ -64,8 +64,8 @@ def _change_row(row: dict[Any, Any], names: dict[str, str], *, comparable: bool)
         "beyond": bool(show and math.isfinite(sigma) and abs(change) > sigma),
         "cells": [
             (_span(row["date_from"], row["date_to"]), _span(row["date_from"], row["date_to"])),
-            _number(row["area_from_km2"]),
-            _number(row["area_to_km2"]),
+            _area(row["area_from_km2"], row["area_from_sigma_km2"]),
+            _area(row["area_to_km2"], row["area_to_sigma_km2"]),
             _change(change, sigma, show=show),
             _change(rate, rate_sigma, show=show, digits=2),
             (_debris(row), _key(row["area_debris_to_km2"])),
@@ -230,6 +230,12 @@ def _change(value: float, sigma: float, *, show: bool, digits: int | None = None
         return "–", ""
     text = with_sigma(value, sigma, sign=True, digits=digits, missing="no interval")
     return text.replace(" (", "\n("), _key(value)
+
+
+def _area(value: float, sigma: float) -> Cell:
+    if not math.isfinite(value):
+        return "–", ""
+    return with_sigma(value, sigma, missing="no interval").replace(" (", "\n("), _key(value)
 
 
 def _debris(row: dict[Any, Any]) -> str:
