@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from catalog.cube import Workspace
 from catalog.errors import EngineError, UsageError
 from inventory_engine import __version__
 from inventory_engine.executors import Stopped, end_children, stop_on_signals
@@ -107,12 +109,19 @@ def change(
     last: Annotated[str, typer.Option("--to", help="Label of the later season.")] = "",
 ) -> None:
     """Report the change between any two seasons that are published."""
+    from inventory_engine.display import change_line
     from inventory_engine.pipeline import run_change
 
     wanted = load_settings(settings)
-    labels = wanted.season_labels
+    first, last = first or wanted.season_labels[0], last or wanted.season_labels[-1]
     console = _console()
-    _finish(console, run_change(wanted, first or labels[0], last or labels[-1]))
+    summary = run_change(wanted, first, last)
+    folder, workspace = f"change/{first}_{last}", Workspace(wanted.workspace)
+    facts = workspace.get(f"{folder}/summary.json")
+    if facts is not None and not summary.failed:
+        console.print(change_line(json.loads(facts)), highlight=False)
+        console.print(f"{workspace.url}/{folder}", highlight=False)
+    _finish(console, summary)
 
 
 @app.command()
@@ -144,13 +153,21 @@ def demo(
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder for scenes, catalogue and truth.")],
-    region: Annotated[str, typer.Option(help="`demo` or the name of a training region.")] = "demo",
+    region: Annotated[
+        str, typer.Option(help="`demo`, or a training or calibration region.")
+    ] = "demo",
 ) -> None:
     """Make up a region: terrain, glaciers, scenes and a STAC catalogue, with known truth."""
-    from catalog.simulation import demo_spec, simulate_region, training_specs
+    from catalog.simulation import (
+        calibration_specs,
+        demo_spec,
+        simulate_region,
+        training_specs,
+    )
     from inventory_engine.display import RichShow
 
-    specs = {"demo": demo_spec()} | {spec.name: spec for spec in training_specs()}
+    made_for = (*training_specs(), *calibration_specs())
+    specs = {"demo": demo_spec()} | {spec.name: spec for spec in made_for}
     if region not in specs:
         raise UsageError(f"there is no region {region!r}; known are {', '.join(specs)}")
     console = _console()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,8 +22,9 @@ from rich.text import Text
 
 from inventory_engine.logs import redact
 from inventory_engine.pipeline import Preview, Summary
+from inventory_engine.receipts import State
 
-__all__ = ["RichShow", "failure_table", "preview_table", "size_text", "summary_line"]
+__all__ = ["RichShow", "change_line", "failure_table", "preview_table", "size_text", "summary_line"]
 
 
 class _Rate(TextColumn):
@@ -120,17 +122,29 @@ def preview_table(rows: Sequence[Preview]) -> Table:
     table = Table(title="plan", title_justify="left")
     table.add_column("stage")
     table.add_column("season")
-    for name in ("new", "recompute", "retry", "skip", "uncompressed"):
+    for name in ("scenes", "new", "recompute", "retry", "skip", "uncompressed"):
         table.add_column(name, justify="right")
     for row in rows:
-        counts = [
-            str(row.counts.get("new", 0) or "-"),
-            str(row.counts.get("recompute", 0) or "-"),
-            str(row.counts.get("retry", 0) or "-"),
-            str(row.counts.get("skip", 0) or "-"),
-        ]
+        states: tuple[State, ...] = ("new", "recompute", "retry", "skip")
+        counts = ["-" if row.scenes is None else str(row.scenes)]
+        counts += [str(row.counts.get(state, 0) or "-") for state in states]
         table.add_row(row.stage, row.season, *counts, size_text(row.bytes) if row.bytes else "-")
+    aside = sum(row.set_aside for row in rows)
+    if aside:
+        table.caption = f"{aside} of the scenes found cannot be used; the report names them"
     return table
+
+
+def change_line(facts: dict[str, Any]) -> str:
+    """Say in one line what became of the glaciers, from the summary of a pair of seasons."""
+    pair = f"{facts['season_from']} to {facts['season_to']}"
+    compared = f"{facts['glaciers_compared']} of {facts['glaciers']} glaciers compared"
+    if facts["area_change_km2"] is None:
+        return f"{pair}: no change can be told, {compared}"
+    sigma, rate = facts["area_change_sigma_km2"], facts["rate_percent_per_year"]
+    interval = "interval not available" if sigma is None else f"± {sigma:.2f}"
+    told = f"{pair}: {facts['area_change_km2']:+.2f} km² {interval}"
+    return f"{told}{'' if rate is None else f', {rate:+.2f} % per year'}, {compared}"
 
 
 def summary_line(summary: Summary) -> str:

@@ -12,7 +12,14 @@ from catalog.errors import SourceError, UsageError
 from inventory_engine.executors import DaskExecutor, Executor, RayExecutor, SerialExecutor
 from inventory_engine.lock import hold
 from inventory_engine.logs import MemoryWatch, RunLog
-from inventory_engine.plan import Context, Scenes, claim_workspace, open_region, search_scenes
+from inventory_engine.plan import (
+    Context,
+    Scenes,
+    check_workspace,
+    claim_workspace,
+    open_region,
+    search_scenes,
+)
 from inventory_engine.receipts import Failure, Ledger, Receipt, State
 from inventory_engine.settings import Settings, set_process_environment, settings_json
 from inventory_engine.stages import STAGES, Stage, Unit, change_unit, states
@@ -65,6 +72,10 @@ class Preview:
     counts: dict[State, int]
     bytes: int
     """Uncompressed bytes of the units that are to be done."""
+    scenes: int | None = None
+    """Scenes the stage reads in this season; None for stages that read none."""
+    set_aside: int = 0
+    """Scenes that the search found but that cannot be used."""
 
 
 def open_context(settings: Settings) -> Context:
@@ -254,8 +265,9 @@ def run_change(settings: Settings, first: str, last: str, *, show: Show | None =
         if label not in settings.seasons:
             known = ", ".join(settings.season_labels)
             raise UsageError(f"there is no season {label!r}; known are {known}")
-    if first == last:
-        raise UsageError("change needs two different seasons")
+    labels = settings.season_labels
+    if labels.index(first) >= labels.index(last):
+        raise UsageError(f"change needs an earlier and a later season, found {first} and {last}")
     context = open_context(settings)
     for label in (first, last):
         if context.ledger.outputs("publish", label, "region") is None:
@@ -281,7 +293,9 @@ def preview(settings: Settings) -> list[Preview]:
     UsageError, SourceError
         As in :func:`run_pipeline`.
     """
-    context = _with_scenes(open_context(settings))
+    context = open_context(settings)
+    check_workspace(context.region)
+    context = _with_scenes(context)
     rows: dict[tuple[str, str], tuple[dict[State, int], int]] = {}
     pending: set[str] = set()
     for stage in STAGES:
@@ -297,4 +311,19 @@ def preview(settings: Settings) -> list[Preview]:
                 pending.add(unit.key)
                 size += round(unit.pixels * stage.bytes_per_pixel(context))
             rows[stage.name, unit.season] = (counts, size)
-    return [Preview(stage, season, *value) for (stage, season), value in rows.items()]
+    return [
+        Preview(stage, season, *value, *_scenes_read(context, stage, season))
+        for (stage, season), value in rows.items()
+    ]
+
+
+def _scenes_read(context: Context, stage: str, season: str) -> tuple[int | None, int]:
+    """How many scenes a stage reads in a season, and how many were found but set aside."""
+    scenes = context.scenes
+    read = {"terrain": [scenes.dem], "cube": [scenes.optical.get(season)]}.get(stage)
+    if read is None:
+        return None, 0
+    if stage == "cube" and scenes.sar is not None:
+        read.append(scenes.sar[season])
+    aside = sum(label == season for label, _ in scenes.set_aside)
+    return sum(len(found or ()) for found in read), aside

@@ -33,6 +33,7 @@ __all__ = [
     "Context",
     "Region",
     "Scenes",
+    "check_workspace",
     "claim_workspace",
     "open_region",
     "search_scenes",
@@ -145,6 +146,7 @@ def _identity(region: Region) -> dict[str, Any]:
         "name": region.settings.name,
         "grid": region.grid.to_dict(),
         "layers": layers + (["terrain"] if collections.dem else []),
+        "dem": collections.dem,
         "growth_m": region.settings.inventory.growth_m,
     }
 
@@ -155,14 +157,25 @@ def claim_workspace(region: Region) -> None:
     Raises
     ------
     UsageError
+        As :func:`check_workspace`.
+    """
+    if not check_workspace(region):
+        wanted = _identity(region) | {"engine": __version__, "crs": region.grid.wkt}
+        region.workspace.put(_REGION, json.dumps(wanted, indent=1).encode() + b"\n")
+
+
+def check_workspace(region: Region) -> bool:
+    """Whether the workspace belongs to this region; False where it is still new.
+
+    Raises
+    ------
+    UsageError
         ``workspace-mismatch`` where the workspace was made with other settings.
     """
     wanted = _identity(region)
     data = region.workspace.get(_REGION)
     if data is None:
-        text = json.dumps(wanted | {"engine": __version__, "crs": region.grid.wkt}, indent=1)
-        region.workspace.put(_REGION, text.encode() + b"\n")
-        return
+        return False
     try:
         found = json.loads(data)
     except ValueError:
@@ -175,6 +188,7 @@ def claim_workspace(region: Region) -> None:
             + ". Restore the former outlines and settings, or name a new workspace.",
             kind="workspace-mismatch",
         )
+    return True
 
 
 def stored_grid(settings: Settings) -> tuple[Workspace, RegionGrid]:

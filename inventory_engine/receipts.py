@@ -27,15 +27,25 @@ STAGE_VERSIONS = {
     "terrain": 1,
     "cube": 1,
     "map": 1,
-    "outlines": 1,
+    "outlines": 2,
     "publish": 1,
-    "change": 1,
-    "report": 1,
+    "change": 2,
+    "report": 2,
 }
 """Raised when a stage's code gives other results for equal inputs."""
 
 State = Literal["new", "skip", "recompute", "retry"]
-"""What a unit needs: ``retry`` means that it failed before."""
+"""What a unit needs: ``retry`` means that it failed before, or could not use a file it should."""
+
+_CURABLE = {
+    "asset-forbidden",
+    "asset-missing",
+    "geo-mismatch",
+    "href-refused",
+    "not-a-geotiff",
+    "raster-truncated",
+}
+# ^ faults of a file that may be gone by the next run without a trace in the catalogue
 
 _SHARD = re.compile(r"(?P<array>.+)/r(?P<row>\d{3,})c(?P<col>\d{3,})")
 _DIGEST_PREFIX = "1220"
@@ -259,7 +269,9 @@ class Ledger:
         receipt = self.read(stage, season, unit)
         if receipt is None:
             return "new"
-        if receipt.failed is not None:
+        if receipt.failed is not None or any(
+            fault.kind in _CURABLE for fault in receipt.outcome.set_aside
+        ):
             return "retry"
         if receipt.fingerprint != fingerprint or not self.intact(receipt):
             return "recompute"

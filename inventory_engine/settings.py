@@ -47,17 +47,14 @@ _TAKEN_LABELS = {"region", "terrain", "x", "y"}
 _KNOWN_HOSTS = {
     "earth-search.aws.element84.com": (
         "sentinel-cogs.s3.us-west-2.amazonaws.com",
+        "e84-earth-search-sentinel-data.s3.us-west-2.amazonaws.com",
         "copernicus-dem-30m.s3.amazonaws.com",
         "copernicus-dem-30m.s3.eu-central-1.amazonaws.com",
     ),
-    "planetarycomputer.microsoft.com": (
-        "sentinel2l2a01.blob.core.windows.net",
-        "sentinel1euwestrtc.blob.core.windows.net",
-        "landsateuwest.blob.core.windows.net",
-        "elevationeuwest.blob.core.windows.net",
-    ),
 }
-# ^ where the assets of the two large public catalogues lie
+# ^ where the assets of a large public catalogue lie
+_SIGNED_ONLY = {"planetarycomputer.microsoft.com"}
+# ^ catalogues whose files cannot be read without a signed link, which the engine does not make
 
 Workers = Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
 """A number of worker processes, or ``auto``: as many as cores and memory allow."""
@@ -97,6 +94,11 @@ class CatalogSettings(_Strict):
                 raise ValueError("expected an http(s) URL or a path")
             if parts.username or parts.query:
                 raise ValueError("expected a URL without user name, password or query string")
+            if parts.hostname in _SIGNED_ONLY:
+                raise ValueError(
+                    "expected a catalogue whose files are open to read: the files of "
+                    f"{parts.hostname} need signed links, which this version does not make"
+                )
         return url
 
     @property
@@ -112,8 +114,10 @@ class CatalogSettings(_Strict):
         if not self.is_api:
             path = Path(self.url)
             return (str(path if path.is_dir() else path.parent),)
-        host = urlsplit(self.url).hostname or ""
-        return (host, *_KNOWN_HOSTS.get(host, ()))
+        parts = urlsplit(self.url)
+        host, port = parts.hostname or "", parts.port or {"http": 80}.get(parts.scheme, 443)
+        own = host if port == 443 else f"{host}:{port}"
+        return (own, *_KNOWN_HOSTS.get(host, ()))
 
     @property
     def public_url(self) -> str:

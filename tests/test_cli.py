@@ -170,7 +170,13 @@ def test_status_counts_what_is_done(small: Small, tmp_path: Path):
     after = told(call("status", path))
     assert "cube" in after
     assert "no run is going on" in after
-    assert call("change", path, "--from", "2018", "--to", "2024").returncode == 0
+    change = call("change", path, "--from", "2018", "--to", "2024")
+    assert change.returncode == 0
+    assert "2018 to 2024: " in told(change)
+    assert "glaciers compared" in told(change)
+    backwards = call("change", path, "--from", "2024", "--to", "2018")
+    assert backwards.returncode == 2
+    assert "an earlier and a later season" in told(backwards)
     assert call("report", path).returncode == 0
     unknown = call("change", path, "--from", "1999")
     assert unknown.returncode == 2

@@ -130,6 +130,29 @@ def test_a_good_file_is_read_with_paths_relative_to_itself(tmp_path: Path):
     assert "sentinel-cogs.s3.us-west-2.amazonaws.com" in settings.catalog.policy_allowed
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://stac.example.org/v1", "stac.example.org"),
+        ("https://stac.example.org:8443/v1", "stac.example.org:8443"),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+        ("http://stac.example.org", "stac.example.org:80"),
+    ],
+)
+def test_by_default_files_may_lie_where_the_catalogue_is(tmp_path: Path, url: str, host: str):
+    address = "https://earth-search.aws.element84.com/v1"
+    assert address in GOOD
+    settings = load_settings(write(tmp_path, GOOD.replace(address, url)))
+    assert settings.catalog.policy_allowed == (host,)
+
+
+def test_a_catalogue_whose_files_need_signed_links_is_refused_by_name(tmp_path: Path):
+    address = "https://earth-search.aws.element84.com/v1"
+    text = GOOD.replace(address, "https://planetarycomputer.microsoft.com/api/stac/v1")
+    with pytest.raises(UsageError, match=r"catalog\.url: .*signed links"):
+        load_settings(write(tmp_path, text))
+
+
 def test_environment_variables_are_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SECRET_FOLDER", "hidden")
     text = GOOD.replace("workspace: work", "workspace: ${SECRET_FOLDER}/x")

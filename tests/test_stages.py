@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+import yaml
 from conftest import Small
 from pandas.testing import assert_frame_equal
 
@@ -357,3 +359,58 @@ def test_change_needs_published_seasons(small: Small, tmp_path: Path):
         run_change(settings, "2018", "2024")
     with pytest.raises(UsageError, match="known are 2018, 2024"):
         run_change(settings, "2017", "2024")
+
+
+def test_the_plan_counts_scenes_and_refuses_another_workspace(copy: Path, small: Small):
+    items = json.loads(small.region.items.read_text())["features"]
+    found = Counter(i["collection"] for i in items)
+    rows = {(r.stage, r.season): r for r in preview(load_settings(copy / "region.yaml"))}
+    of_cubes = sum(rows["cube", season].scenes or 0 for season in ("2018", "2024"))
+    assert of_cubes == found["sentinel-2-l2a"] + found["sentinel-1-rtc"]
+    assert rows["terrain", "region"].scenes == found["cop-dem-glo-30"]
+    assert rows["map", "2018"].scenes is None
+    path = copy / "region.yaml"
+    path.write_text(path.read_text().replace("name: small", "name: other"))
+    with pytest.raises(UsageError, match="name is small there and other here"):
+        preview(load_settings(path))
+
+
+def test_a_file_that_was_missing_is_tried_again_by_the_next_run(small: Small, tmp_path: Path):
+    items = json.loads(small.region.items.read_text())
+    late = next(f for f in items["features"] if f["collection"] == "sentinel-2-l2a")
+    source = Path(late["assets"]["red"]["href"])
+    late["assets"]["red"]["href"] = str(tmp_path / source.name)
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    path = small.settings(tmp_path, url=str(tmp_path / "items.json"))
+    values = yaml.safe_load(path.read_text())
+    values["catalog"]["allowed"].append(str(tmp_path))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    settings = load_settings(path)
+    first = run_pipeline(settings, only=["terrain", "cube"])
+    assert first.set_aside > 0
+    again = run_pipeline(settings, only=["terrain", "cube"])
+    assert 0 < again.done == first.set_aside
+    shutil.copy(source, tmp_path / source.name)
+    third = run_pipeline(settings, only=["terrain", "cube"])
+    assert (third.done, third.set_aside) == (again.done, 0)
+    assert run_pipeline(settings, only=["terrain", "cube"]).done == 0
+
+
+def test_a_season_whose_cubes_all_fail_is_unseen_and_the_failures_are_told(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = work._WORK["cube"]
+
+    def broken(ledger: Ledger, job: dict) -> Outcome:
+        if job["season"] == "2024":
+            raise DataError("made to fail", kind="made-to-fail")
+        return whole(ledger, job)
+
+    monkeypatch.setitem(work._WORK, "cube", broken)
+    summary = run_pipeline(load_settings(small.settings(tmp_path)))
+    assert {key.split("/")[1] for key in summary.failed} == {"2024"}
+    assert {failure.kind for failure in summary.failed.values()} == {"made-to-fail"}
+    accounts = pd.read_parquet(tmp_path / "work" / "inventory" / "2024" / "accounts.parquet")
+    assert (accounts["obs_fraction"] == 0).all()
+    assert (accounts["inputs"] == "none").all()
+    assert (tmp_path / "work" / "report" / "index.html").exists()
