@@ -109,7 +109,17 @@ class Ensemble:
         Raises
         ------
         UsageError
-            Where the weights are missing or are not those of the card.
+            As :meth:`weights`.
+        """
+        return unpack_member(self.weights(member), self.config)
+
+    def weights(self, member: Member) -> bytes:
+        """Read the weights of one member.
+
+        Raises
+        ------
+        UsageError
+            Where they are missing or are not those of the card.
         """
         path = self.folder / f"{member.name}.safetensors"
         try:
@@ -126,7 +136,7 @@ class Ensemble:
                 f"expected {member.sha256[:12]}; restore the ensemble folder",
                 kind="weights-mismatch",
             )
-        return unpack_member(data, self.config)
+        return data
 
     def may_vote(self, folds: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
         """Which member may vote at which pixel.
@@ -157,7 +167,8 @@ def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
     Raises
     ------
     UsageError
-        Where there is no card, or it describes other bands or classes than the engine's.
+        Where there is no card, it cannot be used, it describes other bands or classes than the
+        engine's, or the weights are not those it describes.
     """
     folder = _DEFAULT if str(name_or_path) == "default" else Path(name_or_path)
     try:
@@ -168,10 +179,29 @@ def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
             kind="ensemble-missing",
         ) from error
     _check_card(card, folder)
-    return Ensemble(folder, card)
+    ensemble = Ensemble(folder, card)
+    try:
+        _ = ensemble.config, ensemble.regions, ensemble.window_px
+        factors = [float(ensemble.area_calibration[k]) for k in ("scale", "regional_scale")]
+        members = ensemble.members
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{folder / CARD} cannot be used: {error!r}", kind="ensemble-mismatch"
+        ) from error
+    if not all(factor > 0 for factor in factors):
+        raise UsageError(
+            f"{folder / CARD}: area_calibration needs positive factors, found {factors}",
+            kind="ensemble-mismatch",
+        )
+    for member in members:
+        ensemble.weights(member)
+        # ^ before any work: an ensemble that cannot map must not be found out after the cubes
+    return ensemble
 
 
-def _check_card(card: dict[str, Any], folder: Path) -> None:
+def _check_card(card: Any, folder: Path) -> None:
+    if not isinstance(card, dict):
+        raise UsageError(f"{folder / CARD} holds no object", kind="ensemble-mismatch")
     expected = {
         "format": _CARD_FORMAT,
         "channels": list(CHANNELS),

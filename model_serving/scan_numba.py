@@ -1,8 +1,8 @@
 """The selective scan as one compiled pass on the CPU, forward and backward.
 
 Channels travel in the lanes of vector registers while the states loop outside them; the backward
-recomputes states from checkpoints, so little memory is held between the two. are taken in a fixed
-order: equal inputs give equal bytes whatever the machine is doing.
+recomputes states from checkpoints, so little memory is held between the two. Sums are taken in a
+fixed order: on one machine equal inputs give equal bytes, whatever else it is doing.
 """
 
 from __future__ import annotations

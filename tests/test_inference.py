@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
@@ -71,6 +72,17 @@ def test_no_member_maps_a_region_it_was_trained_on(painted, grid, tmp_path):
     assert set(np.unique(voters[:, :100][seen[:, :100]])) == {holders}
     assert set(np.unique(voters[:, 160:][seen[:, 160:]])) == {0b111111}
     assert (layer(painted, "votes", shard) & ~voters == 0).all()
+    mapped = {name: layer(painted, name, shard) for name in ("probability", "spread")}
+    holders_only = write_ensemble(tmp_path / "holders", folds=2)
+    card = json.loads((holders_only / "card.json").read_text())
+    card["members"] = [m for m in card["members"] if m["fold"] == 1]
+    (holders_only / "card.json").write_text(json.dumps(card))
+    map_shard(painted, SEASON, shard, load_ensemble(holders_only))
+    # Where the others saw the region, the map is the one that they had no part in.
+    for name, values in mapped.items():
+        alone = layer(painted, name, shard)
+        assert (values[..., :100] == alone[..., :100]).all()
+        assert (values[..., 160:] != alone[..., 160:]).any()
 
 
 def test_with_fewer_than_three_voters_the_spread_is_not_available(painted, grid, tmp_path):
@@ -109,7 +121,31 @@ def test_a_season_without_a_cube_and_foreign_weights_are_refused(painted, grid, 
     folder = write_ensemble(tmp_path / "ensemble")
     with pytest.raises(UsageError, match="no cube yet"):
         map_shard(painted, "1999", grid.shard(0, 0), load_ensemble(folder))
-    weights = folder / "member-f0-s0.safetensors"
+    weights = folder / "member-f1-s2.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UsageError, match="not the file its card describes"):
-        map_shard(painted, SEASON, grid.shard(0, 0), load_ensemble(folder))
+        load_ensemble(folder)
+    weights.unlink()
+    with pytest.raises(UsageError, match="weights of member member-f1-s2 are missing"):
+        load_ensemble(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda card: [card], "holds no object"),
+        (lambda card: card | {"area_calibration": {}}, "cannot be used: KeyError"),
+        (lambda card: card | {"area_calibration": {"scale": 0, "regional_scale": 1}}, "positive"),
+        (lambda card: card | {"members": [{"name": "a"}]}, "cannot be used"),
+        (lambda card: card | {"members": []}, "names 0 members"),
+        (lambda card: card | {"regions": [{"name": "x"}]}, "cannot be used"),
+        (lambda card: card | {"network": {}}, "cannot be used"),
+        (lambda card: card | {"classes": ["ice"]}, "classes is"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_refused_in_words(tmp_path, change, words):
+    folder = write_ensemble(tmp_path / "ensemble", folds=1)
+    card = folder / "card.json"
+    card.write_text(json.dumps(change(json.loads(card.read_text()))))
+    with pytest.raises(UsageError, match=words):
+        load_ensemble(folder)

@@ -83,9 +83,10 @@ def test_a_very_long_sequence_is_safe(backend):
     tail = {k: (v[:, -4096:] if k in {"u", "delta", "B", "C"} else v) for k, v in inputs.items()}
     # Far from the start the state has forgotten it: the last tokens equal a run on the tail alone.
     truth = run(scan_recurrence, {k: v.double() for k, v in tail.items()})
-    slow = (inputs["A"].abs() > 0.5).all(dim=1)
+    forgetful = (inputs["A"].abs() > 0.5).all(dim=1)
+    assert forgetful.any()
     assert torch.isfinite(found).all()
-    assert relative_error(found[:, -100:, slow], truth[:, -100:, slow]) < 1e-4 or not slow.any()
+    assert relative_error(found[:, -100:, forgetful], truth[:, -100:, forgetful]) < 1e-4
 
 
 def test_the_compiled_scan_gives_equal_bytes_every_time():

@@ -15,12 +15,14 @@ import pystac
 import pytest
 import rasterio
 import shapely
+from pyproj import Transformer
 
 from catalog.errors import UsageError
 from catalog.simulation import (
     RegionSpec,
     SeasonSpec,
     SimulatedRegion,
+    calibration_specs,
     demo_spec,
     simulate_region,
     training_specs,
@@ -32,6 +34,8 @@ from catalog.simulation.places import frame_of, granules_of
 from catalog.simulation.scene import plan_acquisitions, render_optical
 from catalog.simulation.spectra import BANDS, draw, load_spectra
 from catalog.simulation.terrain import make_bed
+from model_serving.ensemble import load_ensemble
+from model_serving.folds import smallest_gap_km
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -246,6 +250,33 @@ def test_the_elevation_model_matches_the_ground(items: list[dict]) -> None:
     assert middle.min() - 30 < height < middle.max() + 250  # ice may lie on it
 
 
+def test_the_elevation_model_lies_where_the_ground_does(
+    region: SimulatedRegion, items: list[dict]
+) -> None:
+    """Off the ice the model is the ground, and a shift by three pixels is clearly worse."""
+    bed, frame = make_bed(SMALL), frame_of(SMALL)
+    ice = np.isin(read(region.classes["2019"]), (1, 2, 3))
+    rows, cols = np.meshgrid(np.arange(40, 360, 8), np.arange(40, 360, 8), indexing="ij")
+    bare = ~ice[rows, cols]
+    rows, cols = rows[bare], cols[bare]
+    x, y = frame.left + 10.0 * (cols + 0.5), frame.top - 10.0 * (rows + 0.5)
+    to_lonlat = Transformer.from_crs(frame.epsg, 4326, always_xy=True)
+    item = next(i for i in items if i["collection"] == "cop-dem-glo-30")
+    error = {}
+    with rasterio.open(item["assets"]["data"]["href"]) as source:
+        west, south, east, north = source.bounds
+        for shift_m in (0, 30):
+            lon, lat = to_lonlat.transform(x + shift_m, y)
+            there = (lon > west) & (lon < east) & (lat > south) & (lat < north)
+            # ^ the region spans two cells of the elevation model
+            assert there.sum() > 200
+            points = zip(lon[there], lat[there], strict=True)
+            found = np.array([v[0] for v in source.sample(points)])
+            error[shift_m] = np.median(np.abs(found - bed[rows, cols][there]))
+    assert error[0] < 12.0
+    assert error[30] > 1.4 * error[0]
+
+
 def test_drawn_reflectance_has_the_measured_mean_and_spread() -> None:
     fields = np.random.default_rng(3).standard_normal((6, 200_000), dtype=np.float32)
     for name, (mean, covariance) in load_spectra().items():
@@ -303,12 +334,27 @@ def test_the_demonstration_is_in_no_training_set() -> None:
     demo, training = demo_spec(), training_specs()
     assert len(training) == 15
     assert len({spec.seed for spec in (demo, *training)}) == 16
-    for spec in training:
+    held_back = calibration_specs()
+    assert len({spec.seed for spec in (demo, *training, *held_back)}) == 16 + len(held_back)
+    for spec in (*training, *held_back):
         assert spec.name != demo.name
         assert max(abs(spec.lon - demo.lon), abs(spec.lat - demo.lat)) > 1.0
         assert len(spec.seasons) == 3
     assert {spec.lat > 0 for spec in training} == {True, False}
     assert {spec.style for spec in training} == {"alpine", "himalaya", "arctic"}
+
+
+def test_the_shipped_card_names_the_regions_the_members_saw_and_none_is_the_demonstration() -> None:
+    demo, ensemble = demo_spec(), load_ensemble()
+    seen = {(r.name, r.seed) for r in ensemble.regions}
+    measured = {(r["name"], r["seed"]) for r in ensemble.card["calibration_regions"]}
+    assert seen == {(spec.name, spec.seed) for spec in training_specs()}
+    assert measured == {(spec.name, spec.seed) for spec in calibration_specs()}
+    assert demo.seed not in {seed for _, seed in seen | measured}
+    for region in ensemble.regions:
+        west, south, east, north = region.bbox
+        assert not (west - 1 < demo.lon < east + 1 and south - 1 < demo.lat < north + 1)
+    assert smallest_gap_km(ensemble.regions) > 100
 
 
 def test_the_demonstration_spans_two_overlapping_granules() -> None:
