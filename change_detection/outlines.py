@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyogrio
+from pyproj import Geod
 
 from catalog.cube import Outcome, Workspace
 from catalog.errors import SetAside, StoreError
@@ -238,6 +239,8 @@ def _outline_rows(
     index = np.array([number - 1 for number, _ in traced], dtype=np.int64)
     geometry = gpd.GeoSeries([polygon for _, polygon in traced], crs=4326)
     table = pd.DataFrame({name: values[index] for name, values in columns.items()})
+    for name in ("area_km2", "area_clean_km2", "area_debris_km2"):
+        table[name] *= _shares(index, geometry)
     glaciers = [accounts[owner[i] - 1] for i in index]
     table["ref_id"] = [row["ref_id"] for row in glaciers]
     for name in _COPIED:
@@ -255,6 +258,15 @@ def _outline_rows(
     rows = gpd.GeoDataFrame(_typed(table), geometry=geometry, crs=4326)
     keys = ["ref_id", "area_km2", "cenlon", "cenlat"]
     return rows.sort_values(keys, ascending=[True, False, True, True], ignore_index=True)
+
+
+def _shares(index: npt.NDArray[np.int64], geometry: gpd.GeoSeries) -> npt.NDArray[np.float64]:
+    """Part of its piece of ice that each polygon is: 1, but where the antimeridian cuts a piece."""
+    if len(np.unique(index)) == len(index):
+        return np.ones(len(index))
+    geod = Geod(ellps="WGS84")
+    area = np.array([abs(geod.geometry_area_perimeter(shape)[0]) for shape in geometry])
+    return np.asarray(area / np.bincount(index, weights=area)[index])
 
 
 def _shared_sigma(

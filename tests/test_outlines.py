@@ -35,7 +35,7 @@ from catalog.glaciers import read_reference
 from catalog.grid import region_grid
 from change_detection.attributes import RGI_ATTRIBUTES
 from change_detection.divides import glacier_batches, reference_owners
-from change_detection.outlines import publish_season, trace_batch
+from change_detection.outlines import _shares, publish_season, trace_batch
 from change_detection.polygons import trace_polygons
 
 DATA = Path(os.environ.get("INVENTORY_ENGINE_TEST_DATA", "../shared/data"))
@@ -173,6 +173,16 @@ def test_a_glacier_over_the_antimeridian_becomes_one_valid_polygon_on_either_sid
         assert polygon.is_valid and -180.0 <= west < east <= 180.0 and east - west < 1.0
     area = equal_area([polygon for _, polygon in found], grid).sum()
     assert area == pytest.approx((labels > 0).sum() * PIXEL, rel=1e-6)
+
+
+def test_a_piece_that_the_antimeridian_cuts_is_counted_once():
+    west = shapely.box(179.99, 70.0, 180.0, 70.01)
+    east = shapely.box(-180.0, 70.0, -179.97, 70.01)
+    whole = shapely.box(20.0, 70.0, 20.01, 70.01)
+    geometry = gpd.GeoSeries([west, whole, east], crs=4326)
+    shares = _shares(np.array([0, 1, 0]), geometry)
+    assert shares == pytest.approx([0.25, 1.0, 0.75], abs=1e-9)
+    assert _shares(np.array([1, 0]), geometry.iloc[:2]).tolist() == [1.0, 1.0]
 
 
 # --- glaciers keep their ice --------------------------------------------------------------------
