@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+WORKERS ?= 2
 
 .PHONY: demo test chaos lint train clean
 
@@ -10,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/inventory-engine demo --out $(DEMO)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -m "not chaos"
+	$(BIN)/python -m pytest -m "not chaos" -n $(WORKERS) --dist loadfile
 
 chaos: $(VENV)/.installed
 	$(BIN)/python -m pytest -m chaos

@@ -133,7 +133,10 @@ def engine() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests met real data: a run without it must not look like one with it."""
+    """Say what tests measured, and how many met real data: a run without must not look like one."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
     counts = {
         outcome: sum(
             "real_data" in report.keywords for report in terminalreporter.stats.get(key, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import geopandas as gpd
@@ -161,7 +162,7 @@ def glacier_mask(transform: object, shape: tuple[int, int]) -> np.ndarray:
 
 
 def test_the_ensemble_is_measured_beside_band_ratios_on_the_same_real_pixels(
-    khumbu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    khumbu: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
     season = min(DATES, key=snow_beside_the_glaciers)
     with rasterio.open(KHUMBU / f"s2_{season}_2024.tif") as source:
@@ -170,12 +171,12 @@ def test_the_ensemble_is_measured_beside_band_ratios_on_the_same_real_pixels(
     region = open_region(load_settings(without_server(khumbu)))
     score = score_season(region.workspace, season, region.shards, classes=classes)
     usual = score.ratio_ious[RATIO_THRESHOLDS.index(USUAL_RATIO)]
-    with capsys.disabled():
-        print(
-            f"\nKhumbu, {season}, {score.pixels} pixels: IoU ensemble {score.iou:.3f} | "
-            f"Red/SWIR > {USUAL_RATIO} {usual:.3f} | "
-            f"Red/SWIR > {score.band_ratio} (tuned on this scene) {score.band_ratio_iou:.3f}"
-        )
+    record_property(
+        "Khumbu",
+        f"{season}, {score.pixels} pixels: IoU ensemble {score.iou:.3f} | "
+        f"Red/SWIR > {USUAL_RATIO} {usual:.3f} | "
+        f"Red/SWIR > {score.band_ratio} (tuned on this scene) {score.band_ratio_iou:.3f}",
+    )
     assert score.pixels > 50_000
     assert 0 < score.iou < 1
     assert 0 < usual <= score.band_ratio_iou

@@ -110,14 +110,15 @@ def test_a_killed_and_resumed_run_leaves_the_bytes_of_an_unbroken_one(
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_twenty_kills_over_all_stages_lose_and_change_nothing(
-    small: Small, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Small, engine: Engine, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
     expected, found, reached = kill_and_resume(
         small, engine, tmp_path, kills=20, seed=2026, compute=SERIAL
     )
     lost = differing(expected, found)
-    with capsys.disabled():
-        print(f"\nkills {reached.total()}, newest receipt {dict(reached)}, files lost {len(lost)}")
+    record_property(
+        "kills", f"{reached.total()}, newest receipt {dict(reached)}, files lost {len(lost)}"
+    )
     assert lost == []
     assert reached.total() == 20
 
