@@ -117,6 +117,7 @@ def run_facts(context: Context) -> dict[str, Any]:
             for label in settings.season_labels
         },
         "set_aside": set_aside(context),
+        "without_mask": _without_mask(context),
         "grid": region.grid.to_dict(),
         "versions": versions(),
         "catalog": settings.catalog.public_url,
@@ -132,6 +133,12 @@ def _current(context: Context) -> Iterator[Receipt]:
     for receipt in context.ledger.read_all():
         if receipt.stage != "report" and receipt.season in seasons and receipt.unit in units:
             yield receipt
+
+
+def _without_mask(context: Context) -> list[str]:
+    """Scenes that were used although they tell nothing of clouds; sorted."""
+    cubes = (r for r in _current(context) if r.stage == "cube")
+    return sorted({scene for r in cubes for scene in r.outcome.facts.get("without_mask", ())})
 
 
 def set_aside(context: Context) -> list[dict[str, str]]:

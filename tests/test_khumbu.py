@@ -136,6 +136,15 @@ def test_every_season_of_real_scenes_becomes_an_inventory_with_the_rgi_divides(k
         assert accounts["area_km2"].sum() > 1
 
 
+def test_the_report_names_the_scenes_that_have_no_cloud_mask_and_the_inputs(khumbu: Path):
+    text = (khumbu / "work" / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"{len(DATES)} scenes have no cloud mask" in text
+    for season in DATES:
+        accounts = pd.read_parquet(khumbu / "work" / "inventory" / season / "accounts.parquet")
+        told = np.where(accounts["obs_fraction"] > 0, "optical", "none")
+        assert (accounts["inputs"] == told).all()
+
+
 def test_seasons_of_one_year_report_no_change_and_say_why(khumbu: Path):
     folders = sorted(p for p in (khumbu / "work" / "change").iterdir())
     assert len(folders) == 4
