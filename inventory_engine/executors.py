@@ -331,7 +331,7 @@ class RayExecutor:
             self._stderr = -1
 
     def _connect(self) -> None:
-        set_process_environment()
+        set_process_environment(reuse_memory=True)
         self._mute()
         import ray
 
