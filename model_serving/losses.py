@@ -26,8 +26,11 @@ def cross_entropy_dice(
     Scalar tensor; the Dice term follows Milletari et al. (2016), eq. 1-2, per class.
     """
     logits = logits.float()
-    entropy = functional.cross_entropy(logits, labels, weight=weights, ignore_index=ignore)
     known = labels != ignore
+    if not known.any():
+        return logits.sum() * 0
+        # ^ nothing can be learnt where nothing is known
+    entropy = functional.cross_entropy(logits, labels, weight=weights, ignore_index=ignore)
     probability = logits.softmax(dim=1) * known.unsqueeze(1)
     classes = logits.shape[1]
     target = functional.one_hot(labels.masked_fill(~known, 0), classes).permute(0, 3, 1, 2)

@@ -129,7 +129,7 @@ def test_a_workspace_under_a_file_is_code_4_and_names_it(small: Small, tmp_path:
     (tmp_path / "file").write_text("")
     result = call("run", small.settings(tmp_path, workspace="file/work"))
     assert result.returncode == 4
-    assert "file/work" in told(result)
+    assert "file/work" in told(result).replace(" ", "")  # a long path is broken over lines
 
 
 def test_a_second_run_leaves_with_code_0_and_says_who_is_at_it(small: Small, tmp_path: Path):

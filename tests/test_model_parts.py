@@ -141,6 +141,17 @@ def test_votes_are_packed_one_bit_a_member():
         assert (((packed >> i) & 1).astype(bool) == flag).all()
 
 
+def test_a_batch_of_which_nothing_is_known_teaches_nothing_and_is_no_fault():
+    logits = torch.randn(2, 4, 8, 8, requires_grad=True)
+    loss = cross_entropy_dice(
+        logits, torch.full((2, 8, 8), 255, dtype=torch.int64), weights=torch.ones(4)
+    )
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
 def test_a_member_survives_packing_and_damage_is_named():
     torch.manual_seed(0)
     network = GlacierSeg().eval()

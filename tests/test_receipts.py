@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def write_unit(ledger: Ledger, *, value: int = 3) -> Receipt:
         {"scene-1": "1" * 64},
         Outcome(
             {f"{NAME}/{shard.id}": checksum, "inventory/a.csv": digest},
-            (SetAside("scene-2", "raster-truncated", "GET https://x.org/a?sig=1 ended early"),),
+            (SetAside("scene-2", "unsupported-sensor", "GET https://x.org/a?sig=1 is none"),),
             {"looks": 2},
         ),
         tuple(shard.lonlat_boxes),
@@ -65,6 +66,14 @@ def test_a_unit_without_receipt_is_new(ledger: Ledger):
 def test_a_unit_with_its_outputs_is_skipped(ledger: Ledger):
     write_unit(ledger)
     assert state(ledger) == "skip"
+
+
+@pytest.mark.parametrize("kind", ["raster-truncated", "asset-missing", "href-refused"])
+def test_a_unit_that_could_not_use_a_file_is_tried_again(ledger: Ledger, kind: str):
+    done = write_unit(ledger)
+    fault = SetAside("scene-2", kind, "not to be had")
+    ledger.write(replace(done, outcome=replace(done.outcome, set_aside=(fault,))))
+    assert state(ledger) == "retry"
 
 
 def test_other_inputs_make_it_recompute(ledger: Ledger):
@@ -125,7 +134,7 @@ def test_a_receipt_is_a_valid_stac_item_and_reads_back(ledger: Ledger):
     back = ledger.read("cube", "2024", "r001c000")
     assert back is not None
     assert back.outcome.outputs == receipt.outcome.outputs
-    assert back.outcome.set_aside[0].reason == "GET https://x.org/a ended early"
+    assert back.outcome.set_aside[0].reason == "GET https://x.org/a is none"
 
 
 def test_a_shard_is_checked_by_its_stored_object(ledger: Ledger):

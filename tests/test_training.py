@@ -97,13 +97,13 @@ def checksums(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_the_same_command_makes_the_same_ensemble_and_keeps_what_is_finished(tmp_path: Path):
     recipe = Recipe(folds=2, seeds=3, steps=2, batch=1, window_px=64, serve_window_px=128)
-    specs = [small(0), small(1)]
+    wanted = {"specs": [small(0), small(1)], "calibration": [small(2)], "recipe": recipe}
     for name in ("one", "two"):
-        train_ensemble(tmp_path / name, work=tmp_path / f"w-{name}", specs=specs, recipe=recipe)
+        train_ensemble(tmp_path / name, work=tmp_path / f"w-{name}", **wanted)
     assert checksums(tmp_path / "one") == checksums(tmp_path / "two")
     finished = tmp_path / "w-one" / "members"
     before = {p.name: p.stat().st_mtime_ns for p in finished.glob("member*")}
-    train_ensemble(tmp_path / "again", work=tmp_path / "w-one", specs=specs, recipe=recipe)
+    train_ensemble(tmp_path / "again", work=tmp_path / "w-one", **wanted)
     assert {p.name: p.stat().st_mtime_ns for p in finished.glob("member*")} == before
     assert checksums(tmp_path / "again") == checksums(tmp_path / "one")
     ensemble = load_ensemble(tmp_path / "one")
