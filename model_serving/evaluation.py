@@ -249,6 +249,12 @@ class _Case:
         return np.asarray(self.members.std(axis=0, ddof=1))
 
     @property
+    def off(self) -> Array:
+        """Error in spreads, of each glacier; infinite where members agree but are wrong."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(self.error == 0, 0.0, np.abs(self.error) / self.spread)
+
+    @property
     def common(self) -> float:
         """Standard deviation over members of the sum over glaciers."""
         return float(self.members.sum(axis=1).std(ddof=1))
@@ -264,11 +270,8 @@ def _factors(cases: Sequence[_Case]) -> tuple[float, float]:
     """
     if not cases or not sum(c.error.size for c in cases):
         raise ValueError("no glacier was seen in two seasons: nothing to calibrate on")
-    error = np.abs(np.concatenate([c.error for c in cases]))
-    spread = np.concatenate([c.spread for c in cases])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(error > 0, error / spread, 0.0)
-    scale = float(np.quantile(ratio, _NOMINAL, method="higher"))
+    off = np.concatenate([c.off for c in cases])
+    scale = float(np.quantile(off, _NOMINAL, method="higher"))
     totals = np.mean([c.error.sum() ** 2 for c in cases])
     own = np.mean([((scale * c.spread) ** 2).sum() for c in cases])
     common = np.mean([c.common**2 for c in cases])
@@ -286,11 +289,9 @@ def _coverage(cases: Sequence[_Case]) -> dict[str, float]:
     for region in regions:
         scale, regional = _factors([c for c in cases if c.region != region])
         for case in (c for c in cases if c.region == region):
-            sigma = scale * case.spread
-            with np.errstate(divide="ignore", invalid="ignore"):
-                off = np.where(case.error == 0, 0.0, np.abs(case.error) / sigma)
-            off_glacier.extend(off)
-            total = np.hypot(regional * case.common, np.sqrt((sigma**2).sum()))
+            off_glacier.extend(case.off / scale)
+            own = np.sqrt(((scale * case.spread) ** 2).sum())
+            total = np.hypot(regional * case.common, own)
             off_total.append(abs(case.error.sum()) / total)
     return {
         f"{name}_{level}": round(float(np.mean(np.asarray(off) <= width)), 3)
