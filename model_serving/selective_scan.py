@@ -92,7 +92,7 @@ def selective_scan(
             f"scan backend {backend!r} cannot run {u.dtype} on {u.device}: "
             f"available here are {available_backends()}, numba takes float32 on the CPU"
         )
-    from model_serving.scan_numba import NumbaScan
+    from model_serving.compiled.scan import NumbaScan
 
     result: torch.Tensor = NumbaScan.apply(u, delta, A, B, C, D)  # type: ignore[no-untyped-call]
     return result

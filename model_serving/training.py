@@ -43,7 +43,7 @@ _WANTED = (_ANYWHERE, 1, 2, 2, _EXPOSED, 3)
 # ^ what windows are laid around, equally often
 Progress = Callable[[str, int, int], None]
 
-_CODE = ("training", "losses", "features", "glacier_seg", "selective_scan", "scan_numba")
+_CODE = ("training", "losses", "features", "glacier_seg", "selective_scan", "compiled")
 # ^ modules whose sources decide what a member becomes
 
 

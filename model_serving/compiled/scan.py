@@ -1,0 +1,228 @@
+"""The selective scan as one compiled pass on the CPU, forward and backward.
+
+Sixteen channels travel together, the states loop outside them; the backward recomputes states from
+checkpoints, so little memory is held between the two. Sums are taken in a fixed order: on one
+machine equal inputs give equal bytes, whatever else it is doing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+
+from model_serving.compiled.lanes import (
+    WIDTH,
+    exp2_negative,
+    fma,
+    load,
+    silu,
+    softplus,
+    spread,
+    store,
+    total,
+)
+
+__all__ = ["NumbaScan", "rate_lanes", "scan_gated"]
+
+Array = npt.NDArray[Any]
+
+_SEGMENT = 32
+# ^ tokens between two checkpoints of the backward pass: its four buffers of a segment stay in L2
+_ZERO, _LN2 = np.float32(0), np.float32(0.6931471805599453)
+
+
+def rate_lanes(rates: Array) -> Array:
+    """Lay ``(channel, state)`` rates out as ``(channel / 16, state, 16)``, in powers of two."""
+    channels, states = rates.shape
+    scaled = (rates / np.log(2)).astype(np.float32)
+    return np.ascontiguousarray(scaled.reshape(channels // WIDTH, WIDTH, states).swapaxes(1, 2))
+
+
+@njit(inline="always")
+def _token(
+    step: Any, drive: Any, out: Any, rates: Any, h: Any, at: Any, B: Any, C: Any, states: Any
+) -> Any:  # pragma: no cover - compiled
+    """Advance sixteen channels by one token; returns ``out`` plus what the states give."""
+    for n in range(states):
+        here = at + n * WIDTH
+        decay = exp2_negative(step * load(rates, here))
+        s = fma(decay, load(h, here), drive * spread(B[n]))
+        store(h, here, s)
+        out = fma(spread(C[n]), s, out)
+    return out
+
+
+@njit(nogil=True, boundscheck=False, cache=True, error_model="numpy")
+def _forward(u: Any, delta: Any, rates: Any, B: Any, C: Any, D: Any, y: Any, save: Any) -> None:
+    # pragma: no cover - compiled
+    batch, length, channels = u.shape
+    groups, states, _ = rates.shape
+    h = np.empty((groups, states, WIDTH), np.float32)
+    size = states * WIDTH
+    keep = save.shape[0] > 0
+    for b in range(batch):
+        h[:] = 0
+        for g in range(groups):
+            for t in range(length):
+                if keep and t % _SEGMENT == 0:
+                    save[b, t // _SEGMENT, g] = h[g]
+                at = (b * length + t) * channels + g * WIDTH
+                x, step = load(u, at), load(delta, at)
+                out = load(D, g * WIDTH) * x
+                out = _token(step, step * x, out, rates, h, g * size, B[b, t], C[b, t], states)
+                store(y, at, out)
+
+
+@njit(nogil=True, boundscheck=False, cache=True, error_model="numpy")
+def scan_gated(
+    u: Any, gate: Any, select: Any, weight: Any, bias: Any, rates: Any, direct: Any,
+    first: int, last: int, h: Any, y: Any,
+) -> None:  # fmt: skip  # pragma: no cover - compiled
+    """Step size, scan and gate of a run of tokens in one pass; ``h`` carries the state along.
+
+    Parameters
+    ----------
+    u, y : ``(token, channel)`` float32
+        Input and output; the channels are a multiple of 16.
+    gate : ``(token, >= 2 * channel)`` float32
+        The gate stands in the second ``channel`` columns.
+    select : ``(token, >= rank + 2 * state)`` float32
+        Low-rank step, input projection and output projection of each token.
+    weight, bias : ``(rank, channel)``, ``(channel,)`` float32
+        From the low-rank step to the step before its softplus.
+    rates
+        See :func:`rate_lanes`.
+    direct : ``(channel,)`` float32
+        Direct path.
+    first, last
+        Groups of sixteen channels to scan.
+    h : ``(channel / 16, state, 16)`` float32
+        State before the first token; afterwards that of the last.
+    """
+    length, channels = u.shape
+    states = rates.shape[1]
+    rank = weight.shape[0]
+    size = states * WIDTH
+    columns = gate.shape[1]
+    for g in range(first, last):
+        for t in range(length):
+            step = load(bias, g * WIDTH)
+            for k in range(rank):
+                step = fma(spread(select[t, k]), load(weight, k * channels + g * WIDTH), step)
+            step = softplus(step)
+            at = t * channels + g * WIDTH
+            x = load(u, at)
+            out = load(direct, g * WIDTH) * x
+            B, C = select[t, rank : rank + states], select[t, rank + states : rank + 2 * states]
+            out = _token(step, step * x, out, rates, h, g * size, B, C, states)
+            store(y, at, out * silu(load(gate, t * columns + channels + g * WIDTH)))
+
+
+@njit(nogil=True, boundscheck=False, cache=True, error_model="numpy")
+def _backward(
+    grad: Any, u: Any, delta: Any, rates: Any, B: Any, C: Any, D: Any, save: Any,
+    du: Any, ddelta: Any, drates: Any, dB: Any, dC: Any, dD: Any,
+) -> None:  # fmt: skip  # pragma: no cover - compiled
+    batch, length, channels = u.shape
+    groups, states, _ = rates.shape
+    size = states * WIDTH
+    ahead = np.empty((groups, states, WIDTH), np.float32)
+    decay = np.empty((_SEGMENT, states, WIDTH), np.float32)
+    h = np.empty((_SEGMENT + 1, states, WIDTH), np.float32)
+    lane_b = np.empty((_SEGMENT, states, WIDTH), np.float32)
+    lane_c = np.empty((_SEGMENT, states, WIDTH), np.float32)
+    segments = (length + _SEGMENT - 1) // _SEGMENT
+    for b in range(batch):
+        ahead[:] = 0
+        for segment in range(segments - 1, -1, -1):
+            t0 = segment * _SEGMENT
+            count = min(_SEGMENT, length - t0)
+            lane_b[:] = 0
+            lane_c[:] = 0
+            for g in range(groups):
+                h[0] = save[b, segment, g]
+                for k in range(count):
+                    at = (b * length + t0 + k) * channels + g * WIDTH
+                    step = load(delta, at)
+                    drive = step * load(u, at)
+                    for n in range(states):
+                        here = k * size + n * WIDTH
+                        a = exp2_negative(step * load(rates, g * size + n * WIDTH))
+                        store(decay, here, a)
+                        store(
+                            h, here + size, fma(a, load(h, here), drive * spread(B[b, t0 + k, n]))
+                        )
+                for k in range(count - 1, -1, -1):
+                    at = (b * length + t0 + k) * channels + g * WIDTH
+                    dy, x, step = load(grad, at), load(u, at), load(delta, at)
+                    drive = step * x
+                    gx = gstep = spread(_ZERO)
+                    for n in range(states):
+                        here, own = k * size + n * WIDTH, g * size + n * WIDTH
+                        gh = fma(spread(C[b, t0 + k, n]), dy, load(ahead, own))
+                        store(lane_c, here, fma(dy, load(h, here + size), load(lane_c, here)))
+                        store(lane_b, here, fma(gh, drive, load(lane_b, here)))
+                        gx = fma(gh, spread(B[b, t0 + k, n]), gx)
+                        back = gh * load(decay, here)
+                        store(ahead, own, back)
+                        ga = back * load(h, here)
+                        store(drates, own, fma(ga, step, load(drates, own)))
+                        gstep = fma(ga, load(rates, own), gstep)
+                    store(ddelta, at, fma(gstep, spread(_LN2), gx * x))
+                    store(du, at, fma(gx, step, load(D, g * WIDTH) * dy))
+                    store(dD, g * WIDTH, fma(dy, x, load(dD, g * WIDTH)))
+            for k in range(count):
+                for n in range(states):
+                    dB[b, t0 + k, n] = total(load(lane_b, k * size + n * WIDTH))
+                    dC[b, t0 + k, n] = total(load(lane_c, k * size + n * WIDTH))
+
+
+def _padded(tensor: torch.Tensor, channels: int, axis: int) -> Array:
+    """Fill up to whole groups of channels; a channel of zeros gives and takes nothing."""
+    missing = channels - tensor.shape[axis]
+    if missing:
+        widths = [0, 0] * (tensor.ndim - 1 - axis % tensor.ndim) + [0, missing]
+        tensor = torch.nn.functional.pad(tensor, widths)
+    array: Array = tensor.detach().contiguous().numpy()
+    return array
+
+
+class NumbaScan(torch.autograd.Function):
+    """Autograd binding of the compiled scan; called through ``selective_scan`` only."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> torch.Tensor:
+        """Scan float32 tensors ``u, delta, A, B, C, D`` on the CPU."""
+        channels = -(-tensors[0].shape[2] // WIDTH) * WIDTH
+        axes = (2, 2, 0, None, None, 0)
+        u, delta, A, B, C, D = (
+            t.detach().contiguous().numpy() if axis is None else _padded(t, channels, axis)
+            for t, axis in zip(tensors, axes, strict=True)
+        )
+        rates = rate_lanes(A)
+        y = np.empty_like(u)
+        batch, length = u.shape[:2]
+        wanted = any(ctx.needs_input_grad)
+        shape = (batch, -(-length // _SEGMENT), *rates.shape)
+        save = np.empty(shape if wanted else (0,) * 5, np.float32)
+        _forward(u, delta, rates, B, C, D, y, save)
+        ctx.arrays = (u, delta, rates, B, C, D, save)
+        # ^ copies or views of the inputs, which autograd would not let us keep in this layout
+        return torch.from_numpy(y)[..., : tensors[0].shape[2]]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Gradients of all six inputs."""
+        u, delta, rates, B, C, D, save = ctx.arrays
+        channels = grads[0].shape[2]
+        grad = _padded(grads[0], u.shape[2], 2)
+        du, ddelta, dB, dC = (np.empty_like(a) for a in (u, delta, B, C))
+        drates, dD = np.zeros_like(rates), np.zeros_like(D)
+        _backward(grad, u, delta, rates, B, C, D, save, du, ddelta, drates, dB, dC, dD)
+        dA = drates.swapaxes(1, 2).reshape(-1, rates.shape[1])[:channels]
+        parts = (du[..., :channels], ddelta[..., :channels], dA, dB, dC, dD[:channels])
+        return tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)

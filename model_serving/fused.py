@@ -1,0 +1,356 @@
+"""The network rewritten for speed on a CPU: the same numbers to rounding, several times faster.
+
+Nothing is approximated. Batch normalisation is folded into the weights beside it; the linear layers
+of the head are one matrix a stage, applied before the upsampling; tokens pass through a whole block
+in runs short enough to stay in the cache, the scan carrying its state from run to run; the 3 x 3
+convolution of the head is done by Winograd's minimal filtering a few rows at a time, so that no map
+of its 128 channels is ever held. The loops are in :mod:`model_serving.compiled`.
+
+Work is cut into the same pieces however many threads share it: any number gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from model_serving.compiled import kernels
+from model_serving.compiled.lanes import WIDTH
+from model_serving.compiled.products import packed, product, products
+from model_serving.compiled.scan import rate_lanes, scan_gated
+from model_serving.glacier_seg import Convolution, GlacierSeg, Involution, Mamba, Stage
+
+__all__ = ["FusedGlacierSeg"]
+
+Array = npt.NDArray[np.float32]
+
+_RUN = 16384
+# ^ numbers of a run of tokens at the width of its stage: its buffers fill half a megabyte
+_RUNS = 4
+# ^ runs that threads share at a time
+_TILE = 4
+# ^ output rows of a Winograd tile; its input is two rows more
+
+
+def _array(tensor: Any) -> npt.NDArray[np.float64]:
+    values: npt.NDArray[np.float64] = tensor.detach().double().numpy()
+    return values
+
+
+def _stored(values: npt.NDArray[np.float64]) -> Array:
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _folded(norm: nn.BatchNorm2d) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Scale and shift that a batch normalisation is in evaluation."""
+    scale = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
+    return scale, _array(norm.bias) - _array(norm.running_mean) * scale
+
+
+def _columns(matrix: Array) -> int:
+    return int(matrix.shape[0] * matrix.shape[2])
+
+
+def _widened(values: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+    """Fill an axis up with zeros to whole lanes."""
+    missing = -values.shape[axis] % WIDTH
+    widths = [(0, missing if i == axis % values.ndim else 0) for i in range(values.ndim)]
+    return np.pad(values, widths)
+
+
+class _Embedding:
+    """Halves an image of ``(y, x, channel)``; channels beyond the network's are zero."""
+
+    def __init__(self, layer: Involution | Convolution) -> None:
+        scale, shift = _folded(layer.norm)
+        weight = _array(layer.mix.weight) * scale[:, None, None, None]
+        if layer.mix.bias is not None:
+            shift = shift + _array(layer.mix.bias) * scale
+        self.shift = _stored(shift)
+        if isinstance(layer, Involution):
+            self.mix = packed(_widened(weight[:, :, 0, 0].T, 0))
+            self.reduce = _stored(_widened(_array(layer.reduce.weight)[:, :, 0, 0], 1))
+            self.reduce_bias = _stored(_array(layer.reduce.bias))
+            self.span = _stored(_widened(_array(layer.span.weight)[:, :, 0, 0].T, 1))
+            self.span_bias = _stored(_widened(_array(layer.span.bias), 0))
+        else:
+            # (out, in, 3, 3) to (9 * in, out), the order in which a neighbourhood is gathered
+            taps = _widened(weight, 1).transpose(2, 3, 1, 0)
+            self.mix = packed(taps.reshape(-1, taps.shape[-1]))
+        self.involution = isinstance(layer, Involution)
+
+    def rows(self, image: Array, first: int, last: int, out: Array) -> None:
+        """Rows ``first`` to ``last`` of the result into ``(y, x, channel)``."""
+        gathered = np.empty((image.shape[1] // 2, self.mix.shape[1]), np.float32)
+        for row in range(first, last):
+            if self.involution:
+                kernels.involve(
+                    image, self.reduce, self.reduce_bias, self.span, self.span_bias, row, gathered
+                )
+            else:
+                kernels.patches(image, row, gathered)
+            product(gathered, self.mix, out[row])
+            out[row] += self.shift
+
+
+class _Run:
+    """Buffers of one run of tokens."""
+
+    def __init__(self, tokens: int, block: _Block) -> None:
+        width, inner = block.width, block.inner
+        self.normal = np.empty((block.reach + tokens, width), np.float32)
+        self.split = np.empty((block.reach + tokens, 2 * inner), np.float32)
+        self.u = np.empty((tokens, inner), np.float32)
+        self.select = np.empty((tokens, _columns(block.select)), np.float32)
+        self.mixed = np.empty((tokens, inner), np.float32)
+        self.branch = np.empty((tokens, width), np.float32)
+        self.hidden = np.empty((tokens, _columns(block.rise)), np.float32)
+
+
+class _Block:
+    """A Mamba block and an MLP block over the tokens of one stage, in place."""
+
+    def __init__(self, stage: Stage) -> None:
+        scan: Mamba = stage.scan
+        rise, fall = stage.mlp[0], stage.mlp[2]
+        self.epsilon = np.float32(stage.norm_scan.eps or 0.0)
+        # The weights of a root-mean-square normalisation go into the matrix that follows it.
+        self.inwards = packed((_array(scan.inwards.weight) * _array(stage.norm_scan.weight)).T)
+        self.taps = _stored(_array(scan.taps).T)
+        self.taps_bias = _stored(_array(scan.taps_bias))
+        self.select = packed(_widened(_array(scan.select.weight).T, 1))
+        self.step = _stored(_array(scan.step.weight).T)
+        self.step_bias = _stored(_array(scan.step.bias))
+        self.rates = rate_lanes(-np.exp(_array(scan.log_rate)))
+        self.direct = _stored(_array(scan.direct))
+        self.outwards = packed(_array(scan.outwards.weight).T)
+        self.rise = packed((_array(rise.weight) * _array(stage.norm_mlp.weight)).T)
+        self.rise_bias = _stored(_array(rise.bias))
+        self.fall = packed(_array(fall.weight).T)
+        self.fall_bias = _stored(_array(fall.bias))
+        self.width, self.inner = self.inwards.shape[1], self.direct.size
+
+    @property
+    def reach(self) -> int:
+        """How many tokens before its own the convolution looks at."""
+        return len(self.taps) - 1
+
+    def before_scan(self, tokens: Array, lead: Array, run: _Run) -> None:
+        """Everything up to the scan, for a run of tokens and what they were before them."""
+        count, reach = len(tokens), self.reach
+        normal, split = run.normal[: reach + count], run.split[: reach + count]
+        kernels.normalise(lead, normal[:reach], self.epsilon)
+        kernels.normalise(tokens, normal[reach:], self.epsilon)
+        product(normal, self.inwards, split)
+        kernels.convolve(split, self.taps, self.taps_bias, run.u[:count])
+        product(run.u[:count], self.select, run.select[:count])
+
+    def scan(self, count: int, groups: slice, state: Array, run: _Run) -> None:
+        """Scan some groups of sixteen channels."""
+        gate = run.split[self.reach : self.reach + count]
+        scan_gated(
+            run.u[:count], gate, run.select[:count], self.step,
+            self.step_bias, self.rates, self.direct, groups.start, groups.stop, state,
+            run.mixed[:count],
+        )  # fmt: skip
+
+    def after_scan(self, tokens: Array, run: _Run) -> None:
+        """Everything after the scan; changes the tokens."""
+        count = len(tokens)
+        branch, hidden, normal = run.branch[:count], run.hidden[:count], run.normal[:count]
+        product(run.mixed[:count], self.outwards, branch)
+        kernels.add_normalised(tokens, branch, normal, self.epsilon)
+        product(normal, self.rise, hidden)
+        kernels.gelu(hidden, self.rise_bias)
+        product(hidden, self.fall, branch)
+        kernels.add(tokens, branch, self.fall_bias)
+
+
+class _Head:
+    """Fuses the stages and classifies, some rows at a time."""
+
+    def __init__(self, network: GlacierSeg) -> None:
+        head = network.head
+        scale, shift = _folded(head.fuse_norm)
+        self.shares = []
+        project: Any
+        for project, fuse in zip(head.project, head.fuse, strict=True):
+            own_scale, own_shift = _folded(project[1])
+            weight = _array(project[0].weight)[:, :, 0, 0] * own_scale[:, None]
+            onto = _array(fuse.weight)[:, :, 0, 0] * scale[:, None]
+            self.shares.append(packed((onto @ weight).T))
+            shift = shift + onto @ own_shift
+        self.bias = _stored(shift)
+        scale, shift = _folded(head.smooth_norm)
+        self.smooth_bias = _stored(shift)
+        # Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks", F(4, 3).
+        side = (
+            np.array(
+                [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], float
+            )
+            / np.array([24, 24, 24, 24, 24, 24])[:, None]
+        )
+        kernel = _array(head.smooth.weight) * scale[:, None, None, None]
+        transformed = np.einsum("pi,ocij,qj->pqco", side, kernel, side)
+        self.smooth = np.stack([packed(m) for m in transformed.reshape(36, *kernel.shape[1::-1])])
+        self.classify = packed(_widened(_array(head.classify.weight)[:, :, 0, 0].T, 1))
+        self.classify_bias = _stored(_widened(_array(head.classify.bias), 0))
+
+    def rows(
+        self, fine: Array, coarse: tuple[Array, ...], first: int, last: int, out: Array
+    ) -> None:
+        """Logits of rows ``first`` to ``last``, whole tiles, into ``(y, x, class)``."""
+        height, width, _ = fine.shape
+        wide = self.bias.size
+        ring = np.zeros((_TILE + 2, width + 2, wide), np.float32)
+        line = np.empty((width, wide), np.float32)
+        tiles = np.empty((36, width // _TILE, wide), np.float32)
+        weighed = np.empty_like(tiles)
+        smooth = np.empty((_TILE, width, wide), np.float32)
+
+        def fuse(row: int) -> None:
+            target = ring[(row - first + 1) % len(ring)]
+            if 0 <= row < height:
+                product(fine[row], self.shares[0], line)
+                kernels.fuse_row(row, coarse, line, self.bias, target[1:-1])
+            else:
+                target[:] = 0
+
+        fuse(first - 1)
+        fuse(first)
+        for top in range(first, last, _TILE):
+            for row in range(top + 1, top + _TILE + 1):
+                fuse(row)
+            kernels.winograd_in(ring, (top - first) % len(ring), tiles)
+            products(tiles, self.smooth, weighed)
+            kernels.winograd_out(weighed, self.smooth_bias, smooth)
+            target = out[top : top + _TILE].reshape(_TILE * width, -1)
+            product(smooth.reshape(-1, wide), self.classify, target)
+        out[first:last] += self.classify_bias
+
+
+class FusedGlacierSeg:
+    """Inference form of a trained network.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode; it is read, not kept.
+    threads
+        How many threads share the work of one window.
+
+    Raises
+    ------
+    ValueError
+        Where the shape of the network is not one that the kernels were written for.
+    """
+
+    def __init__(self, network: GlacierSeg, *, threads: int = 1) -> None:
+        self.config = network.config
+        unfit = [w for w in (*self.config.widths, self.config.head_width) if w % WIDTH]
+        if unfit:
+            raise ValueError(f"widths must be multiples of {WIDTH}, found {unfit}")
+        self.threads = threads
+        stages = [stage for stage in network.stages if isinstance(stage, Stage)]
+        self._embeddings = [_Embedding(stage.embed) for stage in stages]
+        self._blocks = [_Block(stage) for stage in stages]
+        self._head = _Head(network)
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def __call__(self, window: Array) -> Array:
+        """Class logits of one window.
+
+        Parameters
+        ----------
+        window : ``(channel, y, x)`` float32
+            Normalised inputs; both edges a multiple of ``config.stride``.
+
+        Returns
+        -------
+        ``(class, y, x)`` float32
+
+        Raises
+        ------
+        ValueError
+            Where the window has another number of channels or edges.
+        """
+        channels, height, width = window.shape
+        if (
+            channels != self.config.channels
+            or height % self.config.stride
+            or width % self.config.stride
+        ):
+            raise ValueError(
+                f"windows must be {self.config.channels} channels and multiples of "
+                f"{self.config.stride} px, found {window.shape}"
+            )
+        image = np.zeros((height, width, -(-channels // WIDTH) * WIDTH), np.float32)
+        kernels.interleave(np.ascontiguousarray(window, np.float32), image)
+        features = []
+        for embed, block in zip(self._embeddings, self._blocks, strict=True):
+            image = self._stage(embed, block, image)
+            features.append(image)
+        return self._classified(features)
+
+    def _each(self, work: Callable[..., None], *arguments: Iterable[Any]) -> None:
+        """Do a piece of work for each argument, on all threads."""
+        results = (self._pool.map if self._pool else map)(work, *arguments)
+        for _ in results:
+            pass
+
+    def _stage(self, embed: _Embedding, block: _Block, image: Array) -> Array:
+        height, width = image.shape[0] // 2, image.shape[1] // 2
+        out = np.empty((height, width, block.width), np.float32)
+        rows = np.linspace(0, height, self.threads + 1).astype(int)
+        self._each(lambda a, b: embed.rows(image, a, b, out), rows[:-1], rows[1:])
+        tokens = out.reshape(-1, block.width)
+        length = max(1, _RUN // block.width)
+        together = _RUNS if self._pool else 1
+        runs = [_Run(length, block) for _ in range(together)]
+        state = np.zeros_like(block.rates)
+        count = len(state)
+        parts = np.unique(np.linspace(0, count, self.threads + 1).astype(int))
+        groups = [slice(int(a), int(b)) for a, b in pairwise(parts)]
+        lead = np.zeros((block.reach, block.width), np.float32)
+        for first in range(0, len(tokens), together * length):
+            last = min(first + together * length, len(tokens))
+            pieces = [tokens[i : min(i + length, last)] for i in range(first, last, length)]
+            # The tokens are overwritten by the time the next run looks back at them.
+            leads = [lead, *(piece[-block.reach :].copy() for piece in pieces)]
+            lead = leads.pop()
+
+            def scan(part: slice, pieces: list[Array] = pieces) -> None:
+                for piece, run in zip(pieces, runs, strict=False):
+                    block.scan(len(piece), part, state, run)
+
+            self._each(block.before_scan, pieces, leads, runs)
+            self._each(scan, groups)
+            self._each(block.after_scan, pieces, runs)
+        return out
+
+    def _classified(self, features: list[Array]) -> Array:
+        head = self._head
+        fine, *others = features
+        coarse = []
+        for image, share in zip(others, head.shares[1:], strict=True):
+            coarse.append(np.empty((*image.shape[:2], head.bias.size), np.float32))
+            product(
+                image.reshape(-1, image.shape[2]), share, coarse[-1].reshape(-1, head.bias.size)
+            )
+        height, width, _ = fine.shape
+        logits = np.empty((height, width, head.classify_bias.size), np.float32)
+        cuts = np.linspace(0, height // _TILE, self.threads + 1).astype(int) * _TILE
+        self._each(
+            lambda a, b: head.rows(fine, tuple(coarse), a, b, logits),
+            cuts[:-1].tolist(),
+            cuts[1:].tolist(),
+        )
+        out = np.empty((self.config.classes, 2 * height, 2 * width), np.float32)
+        kernels.doubled(logits, out)
+        return out
