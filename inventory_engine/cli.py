@@ -195,6 +195,39 @@ def train(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder for the ONNX files, one a member.")],
+    ensemble: Annotated[str, typer.Option(help="`default` or the folder of an ensemble.")] = (
+        "default"
+    ),
+) -> None:
+    """Write the members of an ensemble as ONNX models of standard operators."""
+    from inventory_engine.display import RichShow
+    from model_serving.ensemble import export_ensemble, load_ensemble
+
+    console = _console()
+    with RichShow(console) as show:
+        files = export_ensemble(load_ensemble(ensemble), out, progress=show.counter())
+    size = sum(file.stat().st_size for file in files) / 1e6
+    console.print(f"{len(files)} models in {out}, {size:.1f} MB", highlight=False)
+
+
+@app.command()
+def doctor(
+    ensemble: Annotated[str, typer.Option(help="`default` or the folder of an ensemble.")] = (
+        "default"
+    ),
+) -> None:
+    """Tell what this machine can run, which of it is chosen, and why."""
+    from inventory_engine.doctor import examination_table, examine, machine_facts
+
+    console = _console()
+    for name, fact in machine_facts().items():
+        console.print(f"{name}: {fact}", highlight=False)
+    console.print(examination_table(examine(ensemble)))
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="Settings file to write.")] = _REGION_FILE,
     outlines: Annotated[str, typer.Option(help="Reference outlines of your region.")] = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from catalog.errors import SourceError, UsageError
@@ -84,20 +84,26 @@ def open_context(settings: Settings) -> Context:
     Raises
     ------
     UsageError
-        Where outlines, ensemble, or an existing workspace do not fit the settings.
+        Where outlines, ensemble, runtime, or an existing workspace do not fit the settings.
     """
     from model_serving.ensemble import load_ensemble
+    from model_serving.runtimes import choose_runtime
 
     set_process_environment()
     ensemble = load_ensemble(settings.model.ensemble)
-    region = open_region(settings)
-    return Context(
-        region, Scenes({}, None, None, ()), ensemble, Ledger(region.workspace, region.grid)
+    runtime = choose_runtime(
+        settings.model.runtime,
+        config=ensemble.config,
+        threads=settings.compute.threads_per_task,
+        precision=settings.model.precision,
     )
+    region = open_region(settings)
+    ledger = Ledger(region.workspace, region.grid)
+    return Context(region, Scenes({}, None, None, ()), ensemble, runtime, ledger)
 
 
 def _with_scenes(context: Context) -> Context:
-    return Context(context.region, search_scenes(context.region), context.ensemble, context.ledger)
+    return replace(context, scenes=search_scenes(context.region))
 
 
 def run_pipeline(

@@ -28,6 +28,7 @@ from inventory_engine.work import map_fingerprint
 if TYPE_CHECKING:
     from change_detection.divides import GlacierBatch
     from model_serving.ensemble import Ensemble
+    from model_serving.runtimes import Runtime
 
 __all__ = [
     "Context",
@@ -85,17 +86,13 @@ class Context:
     region: Region
     scenes: Scenes
     ensemble: Ensemble
+    runtime: Runtime
     ledger: Ledger
-
-    @property
-    def threads(self) -> int:
-        """Threads of one inference task."""
-        return self.region.settings.compute.threads_per_task
 
     @property
     def map_fingerprint(self) -> str:
         """Ensemble and runtime of the map stage."""
-        return map_fingerprint(self.ensemble.fingerprint, self.threads)
+        return map_fingerprint(self.ensemble, self.runtime)
 
     def interval(self, season: str) -> tuple[str, str] | None:
         """First and last day of a season."""

@@ -169,6 +169,10 @@ class ModelSettings(_Strict):
 
     ensemble: str = "default"
     """``default`` or the folder of an ensemble made by ``inventory-engine train``."""
+    runtime: Literal["auto", "fused", "torch", "onnx", "openvino"] = "auto"
+    """How the networks are run; ``inventory-engine doctor`` says which can run here."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """``bfloat16``: faster in OpenVINO, on processors that have it."""
 
 
 class InventorySettings(_Strict):
@@ -522,6 +526,8 @@ grid:
 
 model:
   ensemble: default                 # or a folder made by `inventory-engine train`
+  # runtime: openvino               # auto, fused, torch, onnx, openvino; see `doctor`
+  # precision: bfloat16             # with openvino only
 
 inventory:
   growth_m: 150                     # how far ice may be found beyond the reference outline

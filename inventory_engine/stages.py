@@ -395,7 +395,7 @@ def _map_task(c: Context) -> Callable[[], Task]:
         c.region.grid,
         settings.model.ensemble,
         c.map_fingerprint,
-        c.threads,
+        c.runtime,
     )
 
 

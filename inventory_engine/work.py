@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 import psutil
@@ -26,6 +26,10 @@ from catalog.sensors import Scene
 from catalog.terrain import build_terrain_shard
 from inventory_engine.logs import redact
 from inventory_engine.receipts import Ledger, Receipt
+
+if TYPE_CHECKING:
+    from model_serving.ensemble import Ensemble
+    from model_serving.runtimes import Runtime
 
 __all__ = [
     "Job",
@@ -69,7 +73,7 @@ class MapTaskMaker:
     ensemble: str
     fingerprint: str
     """Of the ensemble and the runtime that the run was planned with."""
-    threads: int
+    runtime: Runtime
 
     def __call__(self) -> Task:
         """Return the function that does one job."""
@@ -77,25 +81,24 @@ class MapTaskMaker:
         from model_serving.inference import ShardMapper
 
         ensemble = load_ensemble(self.ensemble)
-        found = map_fingerprint(ensemble.fingerprint, self.threads)
+        found = map_fingerprint(ensemble, self.runtime)
         if found != self.fingerprint:
             raise UsageError(
-                "this worker has another ensemble, torch or processor type than the run was "
+                "this worker has another ensemble, runtime or processor type than the run was "
                 f"planned with (found {found}, planned {self.fingerprint}); use like workers",
                 kind="version-skew",
             )
-        mapper = ShardMapper(self.workspace, ensemble, threads=self.threads)
+        mapper = ShardMapper(self.workspace, ensemble, runtime=self.runtime)
         ledger = Ledger(self.workspace, self.grid)
         return lambda job: perform(
             job, ledger, lambda led, j: mapper.map(j["season"], _shard(led, j))
         )
 
 
-def map_fingerprint(ensemble: str, threads: int) -> str:
+def map_fingerprint(ensemble: Ensemble, runtime: Runtime) -> str:
     """Everything besides the cube that decides a map's bytes, as one readable line."""
-    from model_serving.inference import runtime_fingerprint
-
-    return json.dumps({"ensemble": ensemble} | runtime_fingerprint(threads), sort_keys=True)
+    facts = runtime.fingerprint(brings_onnx=ensemble.brings_onnx)
+    return json.dumps({"ensemble": ensemble.fingerprint} | facts, sort_keys=True)
 
 
 def perform(job: Job, ledger: Ledger, work: Callable[[Ledger, Job], Outcome]) -> Job:

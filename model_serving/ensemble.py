@@ -1,13 +1,14 @@
-"""An ensemble on disk: members in safetensors, one card, and who may map which pixel.
+"""An ensemble on disk: members in safetensors or ONNX, one card, and who may map which pixel.
 
-Nothing here executes what it reads: weights are safetensors whose SHA-256 stands in the card.
+Nothing here executes what it reads: weights are safetensors, or ONNX models of standard operators,
+whose SHA-256 stands in the card.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,29 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from catalog.cube import CLASSES
+from catalog.cube import CLASSES, ICE_CLASSES, Workspace
 from catalog.errors import UsageError
 from model_serving.features import CHANNELS, Normalisation
 from model_serving.folds import OUTSIDE, TrainingRegion
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
+from model_serving.onnx_members import CLASS_NAMES, check_onnx
+from model_serving.runtimes import Predictor, Runtime
 
-__all__ = ["CARD", "Ensemble", "Member", "bits", "load_ensemble", "pack_member", "unpack_member"]
+__all__ = [
+    "CARD",
+    "Ensemble",
+    "Member",
+    "bits",
+    "export_ensemble",
+    "load_ensemble",
+    "pack_member",
+    "unpack_member",
+]
 
 CARD = "card.json"
 _DEFAULT = Path(__file__).parent / "weights" / "default"
 _CARD_FORMAT = 1
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +49,78 @@ class Member:
     """One trained network of an ensemble."""
 
     name: str
-    fold: int
-    """Fold whose regions it never saw."""
+    folds: tuple[int, ...]
+    """Folds whose regions it never saw; none if it was trained on all regions of the card."""
     seed: int
     normalisation: Normalisation
     sha256: str
     """Checksum of its weights file."""
+    file: str = ""
+    """Name of its weights file."""
+    channels: tuple[str, ...] = CHANNELS
+    """Inputs it takes, in its order."""
+    classes: tuple[str, ...] = CLASSES
+    """What it tells apart, in its order."""
+    logits: bool = True
+    """Whether it gives logits, not probabilities."""
     orientation: int = 0
     """How it looks at a window: 0 as it is, 1 turned by half, 2 transposed. The scan runs one way
     only: members that look differently make different mistakes, and their mean fewer."""
     ice_offset: float = 0.0
     """Added to the logits of the ice classes; chosen on regions of other folds."""
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it is an ONNX model that somebody brought."""
+        return self.file.endswith(".onnx")
+
+    @classmethod
+    def from_card(cls, entry: dict[str, Any]) -> Member:
+        """Read one entry of a card's ``members``.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            Where something is missing or cannot be understood.
+        """
+        file = str(entry.get("file", f"{entry['name']}.safetensors"))
+        if Path(file).name != file or not file.endswith((".safetensors", ".onnx")):
+            raise ValueError(f"file {file!r} must be a .safetensors or .onnx file in the folder")
+        held_out = entry["fold"]
+        member = cls(
+            name=str(entry["name"]),
+            folds=tuple(held_out or ()) if not isinstance(held_out, int) else (held_out,),
+            seed=int(entry.get("seed", 0)),
+            normalisation=Normalisation(tuple(entry["mean"]), tuple(entry["std"])),
+            sha256=str(entry["sha256"]),
+            file=file,
+            channels=tuple(entry.get("channels", CHANNELS)),
+            classes=tuple(entry.get("classes", CLASSES)),
+            logits={"logits": True, "probabilities": False}[entry.get("output", "logits")],
+            orientation=int(entry.get("orientation", 0)),
+            ice_offset=float(entry.get("ice_offset", 0.0)),
+        )
+        member._check()
+        return member
+
+    def _check(self) -> None:
+        unknown = set(self.channels) - set(CHANNELS)
+        strange = set(self.classes) - set(CLASS_NAMES)
+        if unknown or len(set(self.channels)) != len(self.channels) or not self.channels:
+            raise ValueError(
+                f"{self.name}: channels {list(self.channels)} are not some of {list(CHANNELS)}"
+            )
+        if strange or not any(CLASS_NAMES[c] in ICE_CLASSES for c in self.classes):
+            raise ValueError(
+                f"{self.name}: classes {list(self.classes)} are not some of {list(CLASS_NAMES)} "
+                "with an ice class among them"
+            )
+        if not len(self.normalisation.mean) == len(self.normalisation.std) == len(self.channels):
+            raise ValueError(f"{self.name}: mean and std need {len(self.channels)} values")
+        if not self.is_onnx and (self.channels != CHANNELS or self.classes != CLASSES):
+            raise ValueError(
+                f"{self.name}: only an ONNX member has channels and classes of its own"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +142,14 @@ class Ensemble:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def config(self) -> GlacierSegConfig:
-        """Shape shared by all members."""
-        return GlacierSegConfig.from_dict(self.card["network"])
+    def config(self) -> GlacierSegConfig | None:
+        """Shape shared by all members that are no ONNX models; None where all are."""
+        return GlacierSegConfig.from_dict(self.card["network"]) if "network" in self.card else None
+
+    @property
+    def brings_onnx(self) -> bool:
+        """Whether any member is an ONNX model."""
+        return any(member.is_onnx for member in self.members)
 
     @property
     def window_px(self) -> int:
@@ -80,18 +159,7 @@ class Ensemble:
     @property
     def members(self) -> tuple[Member, ...]:
         """All members, in the order of the bits of the ``votes`` layer."""
-        return tuple(
-            Member(
-                m["name"],
-                int(m["fold"]),
-                int(m["seed"]),
-                Normalisation(tuple(m["mean"]), tuple(m["std"])),
-                m["sha256"],
-                int(m.get("orientation", 0)),
-                float(m.get("ice_offset", 0.0)),
-            )
-            for m in self.card["members"]
-        )
+        return tuple(Member.from_card(m) for m in self.card["members"])
 
     @property
     def regions(self) -> tuple[TrainingRegion, ...]:
@@ -111,7 +179,24 @@ class Ensemble:
         UsageError
             As :meth:`weights`.
         """
+        if member.is_onnx or self.config is None:
+            raise UsageError(
+                f"member {member.name} is an ONNX model, which has no trainable form here",
+                kind="ensemble-mismatch",
+            )
         return unpack_member(self.weights(member), self.config)
+
+    def predictor(self, member: Member, runtime: Runtime) -> Predictor:
+        """Load one member, ready to be run.
+
+        Raises
+        ------
+        UsageError
+            As :meth:`weights`, and where the runtime cannot run it.
+        """
+        if member.is_onnx:
+            return runtime.onnx_predictor(self.weights(member))
+        return runtime.predictor(self.network(member))
 
     def weights(self, member: Member) -> bytes:
         """Read the weights of one member.
@@ -121,7 +206,7 @@ class Ensemble:
         UsageError
             Where they are missing or are not those of the card.
         """
-        path = self.folder / f"{member.name}.safetensors"
+        path = self.folder / member.file
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -152,8 +237,7 @@ class Ensemble:
             Outside all training regions every member votes; inside one, only the members that
             hold it out.
         """
-        own = np.array([m.fold for m in self.members], np.int16)[:, None, None]
-        return np.asarray((folds == OUTSIDE) | (folds == own))
+        return np.stack([np.isin(folds, (OUTSIDE, *m.folds)) for m in self.members])
 
 
 def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
@@ -194,9 +278,63 @@ def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
             kind="ensemble-mismatch",
         )
     for member in members:
-        ensemble.weights(member)
-        # ^ before any work: an ensemble that cannot map must not be found out after the cubes
+        # Before any work: an ensemble that cannot map must not be found out after the cubes.
+        weights = ensemble.weights(member)
+        if member.is_onnx:
+            check_onnx(
+                weights,
+                where=str(folder / member.file),
+                channels=len(member.channels),
+                classes=len(member.classes),
+                window_px=ensemble.window_px,
+            )
     return ensemble
+
+
+def export_ensemble(
+    ensemble: Ensemble, folder: str | Path, *, progress: Progress | None = None
+) -> list[Path]:
+    """Write every member as an ONNX model, and a card that makes the folder an ensemble.
+
+    Parameters
+    ----------
+    ensemble
+        What to write.
+    folder
+        Where to; files that are there are replaced, the card last.
+    progress
+        Called with what is done, how many are and how many there are.
+
+    Returns
+    -------
+    list of Path
+        The models.
+
+    Raises
+    ------
+    UsageError
+        Where onnx is missing.
+    StoreError
+        Where a file cannot be written.
+    """
+    from model_serving.export import export
+
+    folder, files, entries = Path(folder), [], []
+    for member, entry in zip(ensemble.members, ensemble.card["members"], strict=True):
+        path = folder / f"{member.name}.onnx"
+        if member.is_onnx:
+            Workspace(folder).put(path.name, ensemble.weights(member))
+        else:
+            network, window = ensemble.network(member), ensemble.window_px
+            export(network, path, channels=CHANNELS, classes=CLASSES, window_px=window)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append(entry | {"file": path.name, "sha256": sha256})
+        files.append(path)
+        if progress:
+            progress("members", len(files), len(ensemble.members))
+    card = {k: v for k, v in ensemble.card.items() if k != "network"} | {"members": entries}
+    Workspace(folder).put(CARD, json.dumps(card, indent=1).encode())
+    return files
 
 
 def _check_card(card: Any, folder: Path) -> None:
@@ -213,7 +351,10 @@ def _check_card(card: Any, folder: Path) -> None:
                 f"{folder / CARD}: {key} is {card.get(key)!r}, this engine expects {value!r}",
                 kind="ensemble-mismatch",
             )
-    missing = {"name", "network", "window_px", "members", "regions", "area_calibration"} - set(card)
+    needed = {"name", "window_px", "members", "regions", "area_calibration"}
+    if any("file" not in m for m in card.get("members", [])):
+        needed.add("network")
+    missing = needed - set(card)
     if missing:
         raise UsageError(
             f"{folder / CARD} lacks {', '.join(sorted(missing))}", kind="ensemble-mismatch"

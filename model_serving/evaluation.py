@@ -21,6 +21,7 @@ from model_serving.inference import MAP_HALO_PX, map_features, with_ice_offset
 from model_serving.metrics import Overlaps, confusion_matrix, iou, ratio_masks
 from model_serving.patches import WindowPlan
 from model_serving.regions import PreparedRegion
+from model_serving.runtimes import choose_runtime
 
 __all__ = ["area_calibration", "evaluate_calibration", "evaluate_out_of_fold"]
 
@@ -130,9 +131,12 @@ def _score_season(
     raw = np.asarray(region.features()[season], np.float32)
     label = region.labels()[season]
     known = np.isfinite(raw[0]) & (label < len(CLASSES))
-    voters = [m for m in ensemble.members if fold in (OUTSIDE, m.fold)]
+    voters = [m for m in ensemble.members if fold in (OUTSIDE, *m.folds)]
     members = [replace(m, ice_offset=0.0) for m in voters]
-    maps = [map_features(ensemble.network(m), raw, m, plan=plan)[:, known] for m in members]
+    runtime = choose_runtime(config=ensemble.config)
+    maps = [
+        map_features(ensemble.predictor(m, runtime), raw, m, plan=plan)[:, known] for m in members
+    ]
     label, owners = label[known], region.owners()[known]
     truth = np.isin(label, ICE_CLASSES)
     ratio = Overlaps()

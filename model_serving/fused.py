@@ -24,9 +24,16 @@ from model_serving.compiled import kernels
 from model_serving.compiled.lanes import WIDTH
 from model_serving.compiled.products import packed, product, products
 from model_serving.compiled.scan import rate_lanes, scan_gated
-from model_serving.glacier_seg import Convolution, GlacierSeg, Involution, Mamba, Stage
+from model_serving.glacier_seg import (
+    Convolution,
+    GlacierSeg,
+    GlacierSegConfig,
+    Involution,
+    Mamba,
+    Stage,
+)
 
-__all__ = ["FusedGlacierSeg"]
+__all__ = ["FusedGlacierSeg", "unfit"]
 
 Array = npt.NDArray[np.float32]
 
@@ -235,6 +242,16 @@ class _Head:
         out[first:last] += self.classify_bias
 
 
+def unfit(config: GlacierSegConfig) -> str:
+    """Say why networks of a shape cannot be run in this form; empty where they can."""
+    widths = (*config.widths, config.head_width)
+    if any(width % WIDTH for width in widths):
+        return f"its widths {widths} are not all multiples of {WIDTH}"
+    if 2 ** (len(config.widths) - 1) % _TILE:
+        return f"it has {len(config.widths)} stages, fewer than three"
+    return f"it scans in {config.directions} directions" if config.directions > 1 else ""
+
+
 class FusedGlacierSeg:
     """Inference form of a trained network.
 
@@ -253,9 +270,9 @@ class FusedGlacierSeg:
 
     def __init__(self, network: GlacierSeg, *, threads: int = 1) -> None:
         self.config = network.config
-        unfit = [w for w in (*self.config.widths, self.config.head_width) if w % WIDTH]
-        if unfit:
-            raise ValueError(f"widths must be multiples of {WIDTH}, found {unfit}")
+        obstacle = unfit(self.config)
+        if obstacle:
+            raise ValueError(f"this network has no compiled inference form: {obstacle}")
         self.threads = threads
         stages = [stage for stage in network.stages if isinstance(stage, Stage)]
         self._embeddings = [_Embedding(stage.embed) for stage in stages]

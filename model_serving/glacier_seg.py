@@ -1,10 +1,14 @@
 """Glacier-Seg: a 0.68 M-parameter Mamba-Transformer-CNN for glacier segmentation.
 
 Four stages halve the image and mix tokens by a selective scan; a SegFormer-like head fuses them at
-half resolution. Built from the published description (embedding widths 16, 32, 64, 128, one block
-a stage, Mamba with state 16, kernel 4, expansion 2, MLP ratio 4, RMS normalisation, head width 128)
+half resolution. Built from the published description (embedding widths 16, 32, 64, 128, one block a
+stage, Mamba with state 16, kernel 4, expansion 2, MLP ratio 4, RMS normalisation, head width 128)
 with hyper-parameters that reproduce its parameter counts: 677,077 with involution embeddings in the
 first two stages at 11 channels and one class, 682,369 with convolutions everywhere.
+
+A token sees all tokens before it in scan order and none after. So the receptive field of a pixel is
+everything above it in its window and, through convolutions and upsampling, some 30 pixels below;
+with two or four directions it is the whole window.
 
 Needs torch and numpy only.
 """
@@ -24,6 +28,9 @@ from model_serving.selective_scan import Backend, selective_scan
 __all__ = ["GlacierSeg", "GlacierSegConfig"]
 
 Embedding = Literal["involution", "convolution"]
+Directions = Literal[1, 2, 4]
+_COLUMNS = 2
+# ^ first of the four ways that goes along the columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,9 @@ class GlacierSegConfig:
     """Hidden width of the MLP per channel."""
     head_width: int = 128
     """Channels of the head."""
+    directions: Directions = 1
+    """Ways the tokens are scanned: 1 along the rows; 2 also backwards; 4 also along the columns,
+    both ways. All share their weights and are averaged, so that the parameters stay the same."""
     drop_path: float = 0.2
     """Rate at which the last stage drops a residual branch in training; earlier stages less."""
 
@@ -180,15 +190,29 @@ class Stage(nn.Module):
             nn.Linear(config.mlp_ratio * outside, outside),
         )
         self.drop = drop
+        self.directions = config.directions
 
     def forward(self, x: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
-        """``(batch, inside, y, x)`` to ``(batch, outside, y / 2, x / 2)``, scanned row by row."""
+        """``(batch, inside, y, x)`` to ``(batch, outside, y / 2, x / 2)``."""
         x = self.embed(x)
         batch, channels, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)
-        tokens = tokens + self._dropped(self.scan(self.norm_scan(tokens), backend=backend))
+        normal = self.norm_scan(tokens).reshape(batch, height, width, channels)
+        tokens = tokens + self._dropped(self._scanned(normal, backend))
         tokens = tokens + self._dropped(self.mlp(self.norm_mlp(tokens)))
         return tokens.transpose(1, 2).reshape(batch, channels, height, width)
+
+    def _scanned(self, image: torch.Tensor, backend: Backend) -> torch.Tensor:
+        """Mix ``(batch, y, x, channel)`` along each way; the mean of all, as tokens."""
+        ways = []
+        for way in range(self.directions):
+            turned = image.transpose(1, 2) if way >= _COLUMNS else image
+            tokens = turned.flatten(1, 2)
+            tokens = self.scan(tokens.flip(1) if way % 2 else tokens, backend=backend)
+            mixed = (tokens.flip(1) if way % 2 else tokens).reshape(turned.shape)
+            ways.append(mixed.transpose(1, 2) if way >= _COLUMNS else mixed)
+        mean = ways[0] if len(ways) == 1 else torch.stack(ways).mean(dim=0)
+        return mean.flatten(1, 2)
 
     def _dropped(self, branch: torch.Tensor) -> torch.Tensor:
         """Drop whole samples of a residual branch in training (stochastic depth)."""

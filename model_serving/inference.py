@@ -1,12 +1,11 @@
 """Map one shard: read the cube, run every member that may vote, blend, write once.
 
-Deterministic: for a fixed number of torch threads equal inputs give equal bytes, whatever the
-order or the number of workers.
+Deterministic: for a fixed runtime equal inputs give equal bytes, whatever the order or the number
+of workers.
 """
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,11 @@ from catalog.cube import (
 from catalog.errors import UsageError
 from catalog.grid import RegionGrid, Shard
 from model_serving.ensemble import Ensemble, Member, bits
-from model_serving.features import raw_features
+from model_serving.features import CHANNELS, raw_features
 from model_serving.folds import fold_map
-from model_serving.glacier_seg import GlacierSeg
+from model_serving.onnx_members import engine_probabilities
 from model_serving.patches import WindowPlan
-from model_serving.selective_scan import available_backends
+from model_serving.runtimes import Predictor, Runtime, choose_runtime
 
 __all__ = [
     "MAP_HALO_PX",
@@ -40,7 +39,6 @@ __all__ = [
     "map_features",
     "map_halo_px",
     "map_shard",
-    "runtime_fingerprint",
     "with_ice_offset",
 ]
 
@@ -66,19 +64,6 @@ def create_map(workspace: Workspace, season: str, grid: RegionGrid) -> None:
         create_layer(workspace, f"map.zarr/{season}/{layer}", grid)
 
 
-def runtime_fingerprint(threads: int) -> dict[str, Any]:
-    """Describe what decides the bytes of a map besides its inputs: part of its fingerprint."""
-    return {
-        "device": "cpu",
-        "machine": platform.machine(),
-        "precision": "float32",
-        "scan": available_backends()[0],
-        "threads": threads,
-        "torch": torch.__version__,
-        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
 def with_ice_offset(probability: Array, offset: float) -> Array:
     """Shift the log-odds of ice, ``(class, y, x)`` float32 summing to 1 before and after.
 
@@ -99,17 +84,17 @@ def _turned(raster: Array, orientation: int) -> Array:
     return np.ascontiguousarray(raster.swapaxes(-1, -2)) if orientation == 2 else raster
 
 
-def map_features(network: GlacierSeg, raw: Array, member: Member, *, plan: WindowPlan) -> Array:
+def map_features(predict: Predictor, raw: Array, member: Member, *, plan: WindowPlan) -> Array:
     """Class probabilities of a whole raster by one member, window by window, blended.
 
     Parameters
     ----------
-    network
-        In evaluation mode.
+    predict
+        The member, ready to be run.
     raw : ``(channel, y, x)`` float32
         See :func:`model_serving.features.raw_features`.
     member
-        Whose network it is: its normalisation, orientation and offset are applied.
+        Whose network it is: its inputs, normalisation, orientation and offset are applied.
     plan
         Windows.
 
@@ -117,20 +102,20 @@ def map_features(network: GlacierSeg, raw: Array, member: Member, *, plan: Windo
     -------
     ``(class, y, x)`` float32, summing to 1
     """
-    raw = _turned(raw, member.orientation)
+    seen = np.isfinite(raw[0])
+    if member.channels != CHANNELS:
+        raw = raw[[CHANNELS.index(name) for name in member.channels]]
+    raw, seen = _turned(raw, member.orientation), _turned(seen, member.orientation)
     height, width = raw.shape[-2:]
-    total = np.zeros((network.config.classes, height, width), np.float32)
+    total = np.zeros((len(CLASSES), height, width), np.float32)
     weight_sum = np.zeros((height, width), np.float32)
     weights = plan.weights()
     for window in plan.windows(height, width):
-        part = raw[(slice(None), *window)]
-        if not np.isfinite(part[0]).any():
+        if not seen[window].any():
             weight_sum[window] += weights
             continue
-        x = torch.from_numpy(member.normalisation.apply(part)).unsqueeze(0)
-        with torch.inference_mode():
-            logits = network(x.contiguous(memory_format=torch.channels_last))
-            probability = logits.softmax(dim=1)[0].numpy()
+        output = predict(member.normalisation.apply(raw[(slice(None), *window)]))
+        probability = engine_probabilities(output, member.classes, logits=member.logits)
         total[(slice(None), *window)] += probability * weights
         weight_sum[window] += weights
     blended = _turned(total / weight_sum, member.orientation)
@@ -146,22 +131,24 @@ class ShardMapper:
         Holds the cube and receives the map.
     ensemble
         Who votes.
-    threads
-        Torch threads; part of the result's identity.
+    runtime
+        How the networks are run; part of the result's identity. The default runtime if not given.
     """
 
-    def __init__(self, workspace: Workspace, ensemble: Ensemble, *, threads: int = 1) -> None:
-        self.threads = threads
+    def __init__(
+        self, workspace: Workspace, ensemble: Ensemble, *, runtime: Runtime | None = None
+    ) -> None:
+        self.runtime = runtime or choose_runtime(config=ensemble.config)
         self.workspace = workspace
         self.ensemble = ensemble
         self.plan = WindowPlan(ensemble.window_px, ensemble.window_px - 2 * MAP_HALO_PX)
-        self._networks: dict[str, GlacierSeg] = {}
+        self._predictors: dict[str, Predictor] = {}
 
-    def network(self, member: Member) -> GlacierSeg:
-        """The member's network, loaded once."""
-        if member.name not in self._networks:
-            self._networks[member.name] = self.ensemble.network(member)
-        return self._networks[member.name]
+    def predictor(self, member: Member) -> Predictor:
+        """The member, ready to be run; loaded once."""
+        if member.name not in self._predictors:
+            self._predictors[member.name] = self.ensemble.predictor(member, self.runtime)
+        return self._predictors[member.name]
 
     def read_features(self, season: str, shard: Shard, *, halo: int) -> tuple[Array, list[str]]:
         """Raw features of a shard with a halo, and the groups of inputs that are present."""
@@ -184,7 +171,7 @@ class ShardMapper:
 
     def map(self, season: str, shard: Shard) -> Outcome:
         """Map one shard and write its piece of ``map.zarr/<season>``."""
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.runtime.threads)
         # ^ OpenMP counts for each calling thread anew, and Ray builds and calls in different ones
         halo = map_halo_px(self.plan.window, shard.grid.shard_px)
         raw, present = self.read_features(season, shard, halo=halo)
@@ -198,8 +185,8 @@ class ShardMapper:
         for i, member in enumerate(self.ensemble.members):
             if not allowed[i].any():
                 continue
-            network = self.network(member)
-            probability = map_features(network, raw, member, plan=self.plan)[inner]
+            predict = self.predictor(member)
+            probability = map_features(predict, raw, member, plan=self.plan)[inner]
             ice = probability[list(ICE_CLASSES)].sum(axis=0)
             mean += np.where(allowed[i], probability, 0)
             first += np.where(allowed[i], ice, 0)
@@ -231,10 +218,15 @@ class ShardMapper:
 
 
 def map_shard(
-    workspace: Workspace, season: str, shard: Shard, ensemble: Ensemble, *, threads: int = 1
+    workspace: Workspace,
+    season: str,
+    shard: Shard,
+    ensemble: Ensemble,
+    *,
+    runtime: Runtime | None = None,
 ) -> Outcome:
     """Map one shard on its own; see :class:`ShardMapper` for many."""
-    return ShardMapper(workspace, ensemble, threads=threads).map(season, shard)
+    return ShardMapper(workspace, ensemble, runtime=runtime).map(season, shard)
 
 
 def _quantised(values: Array, valid: Array) -> Array:

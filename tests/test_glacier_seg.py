@@ -81,6 +81,33 @@ def test_a_pixel_depends_on_rows_above_but_the_scan_never_on_tokens_below():
     assert gradient[0, :21].abs().max(dim=1).values.min() > 0
 
 
+@pytest.mark.parametrize(("directions", "sees"), [(1, False), (2, True), (4, True)])
+def test_more_directions_see_what_lies_below_with_the_same_parameters(directions, sees):
+    torch.manual_seed(3)
+    network = GlacierSeg(GlacierSegConfig(directions=directions)).eval()
+    assert count(network) == count(GlacierSeg())
+    x = torch.randn(1, 11, 160, 64)
+    changed = x.clone()
+    changed[:, :, 128:] += 1
+    with torch.inference_mode():
+        difference = (network(x) - network(changed)).abs().amax(dim=(0, 1, 3))
+    assert bool((difference[:32] > 0).any()) is sees
+    assert (difference[128:] > 0).all()
+
+
+def test_one_direction_reaches_no_more_than_thirty_pixels_down():
+    torch.manual_seed(4)
+    network = GlacierSeg().eval()
+    x = torch.randn(1, 11, 128, 64)
+    with torch.inference_mode():
+        before = network(x)
+        for row in range(64, 80):
+            changed = x.clone()
+            changed[:, :, row] += torch.randn(11, 64)
+            difference = (network(changed) - before).abs().amax(dim=(0, 1, 3))
+            assert (difference[: row - 30] == 0).all()
+
+
 def test_training_reduces_the_loss_on_one_window():
     torch.manual_seed(4)
     network = GlacierSeg(GlacierSegConfig(channels=3, classes=2, drop_path=0.0))

@@ -103,7 +103,7 @@ def test_order_and_company_of_shards_do_not_change_a_byte(painted, grid, tmp_pat
 
 
 def test_a_mapper_keeps_to_its_threads_also_when_another_thread_calls_it(painted, grid, tmp_path):
-    mapper = ShardMapper(painted, load_ensemble(write_ensemble(tmp_path / "ensemble")), threads=1)
+    mapper = ShardMapper(painted, load_ensemble(write_ensemble(tmp_path / "ensemble")))
     counted = []
 
     def call():

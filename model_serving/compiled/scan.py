@@ -191,38 +191,45 @@ def _padded(tensor: torch.Tensor, channels: int, axis: int) -> Array:
     return array
 
 
+def _laid_out(tensors: tuple[torch.Tensor, ...]) -> list[Array]:
+    """``u, delta, A, B, C, D`` as contiguous arrays of whole groups of channels."""
+    channels = -(-tensors[0].shape[2] // WIDTH) * WIDTH
+    u, delta, A, B, C, D = tensors
+    wide = [_padded(t, channels, axis) for t, axis in ((u, 2), (delta, 2), (A, 0), (D, 0))]
+    u_, delta_, A_, D_ = wide
+    B_, C_ = (t.detach().contiguous().numpy() for t in (B, C))
+    return [u_, delta_, rate_lanes(A_), B_, C_, D_]
+
+
 class NumbaScan(torch.autograd.Function):
     """Autograd binding of the compiled scan; called through ``selective_scan`` only."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: torch.Tensor) -> torch.Tensor:
         """Scan float32 tensors ``u, delta, A, B, C, D`` on the CPU."""
-        channels = -(-tensors[0].shape[2] // WIDTH) * WIDTH
-        axes = (2, 2, 0, None, None, 0)
-        u, delta, A, B, C, D = (
-            t.detach().contiguous().numpy() if axis is None else _padded(t, channels, axis)
-            for t, axis in zip(tensors, axes, strict=True)
-        )
-        rates = rate_lanes(A)
+        arrays = _laid_out(tensors)
+        u, _, rates = arrays[:3]
         y = np.empty_like(u)
-        batch, length = u.shape[:2]
         wanted = any(ctx.needs_input_grad)
-        shape = (batch, -(-length // _SEGMENT), *rates.shape)
+        shape = (len(u), -(-u.shape[1] // _SEGMENT), *rates.shape)
         save = np.empty(shape if wanted else (0,) * 5, np.float32)
-        _forward(u, delta, rates, B, C, D, y, save)
-        ctx.arrays = (u, delta, rates, B, C, D, save)
-        # ^ copies or views of the inputs, which autograd would not let us keep in this layout
+        _forward(*arrays, y, save)
+        if wanted:
+            ctx.save_for_backward(*tensors, torch.from_numpy(save))
+            # ^ the inputs themselves, so that a change of them in between is noticed
         return torch.from_numpy(y)[..., : tensors[0].shape[2]]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Gradients of all six inputs."""
-        u, delta, rates, B, C, D, save = ctx.arrays
+        *tensors, save = ctx.saved_tensors
+        u, delta, rates, B, C, D = _laid_out(tuple(tensors))
         channels = grads[0].shape[2]
         grad = _padded(grads[0], u.shape[2], 2)
         du, ddelta, dB, dC = (np.empty_like(a) for a in (u, delta, B, C))
         drates, dD = np.zeros_like(rates), np.zeros_like(D)
-        _backward(grad, u, delta, rates, B, C, D, save, du, ddelta, drates, dB, dC, dD)
+        inputs = (grad, u, delta, rates, B, C, D, save.numpy())
+        _backward(*inputs, du, ddelta, drates, dB, dC, dD)
         dA = drates.swapaxes(1, 2).reshape(-1, rates.shape[1])[:channels]
         parts = (du[..., :channels], ddelta[..., :channels], dA, dB, dC, dD[:channels])
         return tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
