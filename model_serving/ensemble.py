@@ -41,6 +41,11 @@ __all__ = [
 CARD = "card.json"
 _DEFAULT = Path(__file__).parent / "weights" / "default"
 _CARD_FORMAT = 1
+_ORIENTATIONS = (0, 1, 2)
+_LARGEST_OFFSET = 20.0
+# ^ of log-odds: with more, a class is certain everywhere
+_BLENDED_PX = 64
+# ^ of a window's edge are shared with its neighbours on both sides
 Progress = Callable[[str, int, int], None]
 
 
@@ -91,7 +96,9 @@ class Member:
             name=str(entry["name"]),
             folds=tuple(held_out or ()) if not isinstance(held_out, int) else (held_out,),
             seed=int(entry.get("seed", 0)),
-            normalisation=Normalisation(tuple(entry["mean"]), tuple(entry["std"])),
+            normalisation=Normalisation(
+                tuple(float(v) for v in entry["mean"]), tuple(float(v) for v in entry["std"])
+            ),
             sha256=str(entry["sha256"]),
             file=file,
             channels=tuple(entry.get("channels", CHANNELS)),
@@ -104,6 +111,7 @@ class Member:
         return member
 
     def _check(self) -> None:
+        self._check_numbers()
         unknown = set(self.channels) - set(CHANNELS)
         strange = set(self.classes) - set(CLASS_NAMES)
         if unknown or len(set(self.channels)) != len(self.channels) or not self.channels:
@@ -121,6 +129,17 @@ class Member:
             raise ValueError(
                 f"{self.name}: only an ONNX member has channels and classes of its own"
             )
+
+    def _check_numbers(self) -> None:
+        mean, std = self.normalisation.mean, self.normalisation.std
+        if not np.isfinite([*mean, *std]).all() or min(std, default=0.0) <= 0:
+            raise ValueError(f"{self.name}: mean and std must be finite, std positive")
+        if self.orientation not in _ORIENTATIONS:
+            raise ValueError(f"{self.name}: orientation {self.orientation} is none of 0, 1, 2")
+        if not abs(self.ice_offset) <= _LARGEST_OFFSET:
+            raise ValueError(f"{self.name}: ice_offset {self.ice_offset} is beyond 20")
+        if not all(isinstance(fold, int) for fold in self.folds):
+            raise ValueError(f"{self.name}: fold {self.folds} is no whole number, nor several")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +276,7 @@ def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
     folder = _DEFAULT if str(name_or_path) == "default" else Path(name_or_path)
     try:
         card = json.loads((folder / CARD).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"no ensemble at {folder}: {error}; give 'default' or a folder that holds {CARD}",
             kind="ensemble-missing",
@@ -268,15 +287,17 @@ def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
         _ = ensemble.config, ensemble.regions, ensemble.window_px
         factors = [float(ensemble.area_calibration[k]) for k in ("scale", "regional_scale")]
         members = ensemble.members
+        _check_window(ensemble)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{folder / CARD} cannot be used: {error!r}", kind="ensemble-mismatch"
         ) from error
-    if not all(factor > 0 for factor in factors):
+    if not all(0 < factor < np.inf for factor in factors):
         raise UsageError(
             f"{folder / CARD}: area_calibration needs positive factors, found {factors}",
             kind="ensemble-mismatch",
         )
+    shapes = {} if ensemble.config is None else _shapes(ensemble.config)
     for member in members:
         # Before any work: an ensemble that cannot map must not be found out after the cubes.
         weights = ensemble.weights(member)
@@ -288,6 +309,8 @@ def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
                 classes=len(member.classes),
                 window_px=ensemble.window_px,
             )
+        elif ensemble.config is not None:
+            _fitting(weights, shapes)
     return ensemble
 
 
@@ -351,26 +374,92 @@ def _check_card(card: Any, folder: Path) -> None:
                 f"{folder / CARD}: {key} is {card.get(key)!r}, this engine expects {value!r}",
                 kind="ensemble-mismatch",
             )
+    members = card.get("members", [])
+    if not isinstance(members, list) or not all(isinstance(m, dict) for m in members):
+        raise UsageError(
+            f"{folder / CARD}: members is no list of objects", kind="ensemble-mismatch"
+        )
     needed = {"name", "window_px", "members", "regions", "area_calibration"}
-    if any("file" not in m for m in card.get("members", [])):
+    if any("file" not in m for m in members):
         needed.add("network")
     missing = needed - set(card)
     if missing:
         raise UsageError(
             f"{folder / CARD} lacks {', '.join(sorted(missing))}", kind="ensemble-mismatch"
         )
-    if not 0 < len(card["members"]) <= 32:
+    if not 0 < len(members) <= 32:
         raise UsageError(
-            f"{folder / CARD} names {len(card['members'])} members; 1 to 32 fit the votes layer",
+            f"{folder / CARD} names {len(members)} members; 1 to 32 fit the votes layer",
             kind="ensemble-mismatch",
         )
 
 
+def _check_window(ensemble: Ensemble) -> None:
+    window, config = ensemble.window_px, ensemble.config
+    stride = config.stride if config is not None else 1
+    if window <= _BLENDED_PX or window % stride:
+        raise ValueError(
+            f"window_px {window} must be a multiple of {stride} and more than {_BLENDED_PX}"
+        )
+
+
+def _shapes(config: GlacierSegConfig) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors of a network, without making one.
+
+    Raises
+    ------
+    UsageError
+        Where there is no network of that shape.
+    """
+    try:
+        with torch.device("meta"):
+            return {k: v.shape for k, v in GlacierSeg(config).state_dict().items()}
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"there is no network of the shape {config}: {error}", kind="ensemble-mismatch"
+        ) from error
+
+
+def _check_tensors(tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> None:
+    counters = {k for k in shapes if k.endswith("num_batches_tracked")}
+    lost = sorted(shapes.keys() - counters - tensors.keys())
+    strange = sorted(tensors.keys() - shapes.keys())
+    other = [
+        f"size mismatch for {k}: {tuple(v.shape)}, the network has {tuple(shapes[k])}"
+        for k, v in tensors.items()
+        if k in shapes and v.shape != shapes[k]
+    ]
+    if lost or strange or other:
+        raise UsageError(
+            f"weights do not fit the network: missing {lost}, unknown {strange}; "
+            + "; ".join(other[:3]),
+            kind="weights-mismatch",
+        )
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise UsageError(
+                f"weights are damaged: {name} is {value.dtype}", kind="weights-damaged"
+            )
+
+
+def _fitting(data: bytes, shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
+    try:
+        tensors = load_tensors(data)
+    except Exception as error:  # safetensors raises its own, undocumented class
+        raise UsageError(f"weights are damaged: {error}", kind="weights-damaged") from error
+    _check_tensors(tensors, shapes)
+    return tensors
+
+
 def pack_member(network: GlacierSeg) -> bytes:
-    """Serialise weights in half precision, the form in which members are stored and served."""
+    """Serialise weights in half precision, the form in which members are stored and served.
+
+    A tensor with numbers that half precision does not hold, such as a large variance, stays as it
+    is: infinite, it would switch off what it normalises, and nobody would see.
+    """
     state = network.state_dict()
     kept = {
-        k: (v.half() if v.is_floating_point() else v).contiguous()
+        k: (v.half() if bool(v.half().isfinite().all()) else v).contiguous()
         for k, v in sorted(state.items())
         if not k.endswith("num_batches_tracked")
     }
@@ -385,22 +474,9 @@ def unpack_member(data: bytes, config: GlacierSegConfig) -> GlacierSeg:
     UsageError
         Where the file is damaged or holds other tensors than the network needs.
     """
+    tensors = _fitting(data, _shapes(config))
     network = GlacierSeg(config)
-    try:
-        tensors = {k: v.float() for k, v in load_tensors(data).items()}
-        result = network.load_state_dict(tensors, strict=False)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UsageError(f"weights do not fit the network: {error}", kind="weights-mismatch") from (
-            error
-        )
-    except Exception as error:  # safetensors raises its own, undocumented class
-        raise UsageError(f"weights are damaged: {error}", kind="weights-damaged") from error
-    lost = [k for k in result.missing_keys if not k.endswith("num_batches_tracked")]
-    if lost or result.unexpected_keys:
-        raise UsageError(
-            f"weights do not fit the network: missing {lost}, unknown {result.unexpected_keys}",
-            kind="weights-mismatch",
-        )
+    network.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

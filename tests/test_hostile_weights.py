@@ -26,8 +26,9 @@ from safetensors.torch import load, save
 from catalog.cube import NOT_SEEN, Workspace, create_layer, read_shard, write_shard
 from catalog.errors import UsageError
 from catalog.grid import region_grid
-from model_serving.ensemble import CARD, load_ensemble
+from model_serving.ensemble import CARD, load_ensemble, pack_member, unpack_member
 from model_serving.features import CHANNELS, GROUPS, Normalisation, raw_features
+from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.inference import ShardMapper, create_map, map_features
 from model_serving.patches import WindowPlan
 from model_serving.runtimes import choose_runtime
@@ -335,6 +336,71 @@ def test_an_ensemble_that_is_not_what_its_card_says_is_refused_and_told_why(seed
     for word in words:
         assert word in str(caught.value)
     assert caught.value.kind in {"weights-mismatch", "weights-damaged", "ensemble-mismatch"}
+
+
+def member(**values):
+    return lambda card: card["members"][0].update(values)
+
+
+def whole(**values):
+    return lambda card: card.update(values)
+
+
+def network(**values):
+    return lambda card: card["network"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (member(mean=[float("nan")] * 11), "mean and std must be finite"),
+        (member(std=[0.0] * 11), "std positive"),
+        (member(std=["x"] * 11), "could not convert"),
+        (member(orientation=3), "orientation 3"),
+        (member(ice_offset=float("nan")), "ice_offset nan"),
+        (member(ice_offset=1e9), "ice_offset 1000000000"),
+        (member(fold="12"), "no whole number"),
+        (whole(window_px=100), "multiple of 16"),
+        (whole(window_px=64), "more than 64"),
+        (whole(window_px=0), "more than 64"),
+        (whole(members=5), "no list of objects"),
+        (whole(members=[1]), "no list of objects"),
+        (whole(area_calibration={"scale": float("inf"), "regional_scale": 1}), "positive factors"),
+        (network(widths=[10**9] * 4), "size mismatch|no network of the shape"),
+        (network(widths=[]), "no network of the shape"),
+        (network(kernel=0), "no network of the shape"),
+        (network(expand=2.5), "no network of the shape"),
+    ],
+)
+def test_a_card_of_impossible_numbers_is_refused_before_any_work(folder, change, words):
+    rewrite_card(folder, change)
+    with pytest.raises(UsageError, match=words):
+        load_ensemble(folder)
+
+
+def test_a_card_nested_beyond_reason_is_refused(folder):
+    (folder / CARD).write_text('{"a":' * 100_000)
+    with pytest.raises(UsageError, match="no ensemble at"):
+        load_ensemble(folder)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_weights_that_do_not_fit_are_found_out_before_any_work(seed, folder):
+    words = (missing_tensor, extra_tensor, other_shape)[seed % 3](folder, random.Random(seed))
+    with pytest.raises(UsageError) as caught:
+        load_ensemble(folder)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_variance_beyond_half_precision_survives_being_stored():
+    torch.manual_seed(0)
+    network = GlacierSeg(GlacierSegConfig()).eval()
+    norm = network.head.project[3][1]
+    norm.running_var.fill_(1e6)
+    norm.weight.data.fill_(1e3)
+    again = unpack_member(pack_member(network), network.config)
+    assert torch.equal(again.head.project[3][1].running_var, norm.running_var)
 
 
 def test_what_lies_outside_the_card_changes_nothing(folder):

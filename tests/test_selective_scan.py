@@ -179,6 +179,16 @@ def test_an_input_changed_before_the_backward_is_refused_or_does_no_harm(backend
             assert torch.equal(grad, truth[name]), f"{name} after a change of {changed}"
 
 
+def test_the_compiled_scan_refuses_a_second_derivative():
+    if "numba" not in available_backends():
+        pytest.skip("numba is not installed")
+    leaves = {k: v.requires_grad_() for k, v in make_inputs((1, 9, 16, 2), seed=6).items()}
+    y = run(selective_scan, leaves, backend="numba")
+    (grad,) = torch.autograd.grad(y.square().sum(), leaves["u"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (grad * leaves["u"]).sum().backward()
+
+
 def test_the_backend_is_chosen_by_device_and_dtype():
     assert available_backends() == available_backends("cpu")
     for device in ("cpu", "cuda", "mps"):

@@ -107,13 +107,13 @@ def test_the_same_command_makes_the_same_ensemble_and_keeps_what_is_finished(tmp
     assert {p.name: p.stat().st_mtime_ns for p in finished.glob("member*")} == before
     assert checksums(tmp_path / "again") == checksums(tmp_path / "one")
     ensemble = load_ensemble(tmp_path / "one")
-    assert [m.fold for m in ensemble.members] == [0, 0, 0, 1, 1, 1]
+    assert [m.folds for m in ensemble.members] == [(0,)] * 3 + [(1,)] * 3
     seen = {
         m["name"]: m["trained_on"]
         for m in json.loads((ensemble.folder / CARD).read_text())["members"]
     }
     held = {r.fold: r.name for r in ensemble.regions}
-    assert all(held[m.fold] not in seen[m.name] for m in ensemble.members)
+    assert all(held[m.folds[0]] not in seen[m.name] for m in ensemble.members)
 
 
 def test_too_few_regions_or_seeds_are_refused(tmp_path: Path):

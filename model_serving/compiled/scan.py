@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from numba import njit
+from torch.autograd.function import once_differentiable
 
 from model_serving.compiled.lanes import (
     WIDTH,
@@ -220,6 +221,7 @@ class NumbaScan(torch.autograd.Function):
         return torch.from_numpy(y)[..., : tensors[0].shape[2]]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Gradients of all six inputs."""
         *tensors, save = ctx.saved_tensors
