@@ -91,6 +91,13 @@ def open_context(settings: Settings) -> Context:
 
     set_process_environment()
     ensemble = load_ensemble(settings.model.ensemble)
+    finest, coarsest = ensemble.resolution_m
+    if not finest <= settings.grid.resolution_m <= coarsest:
+        raise UsageError(
+            f"grid.resolution_m is {settings.grid.resolution_m:g}, but ensemble {ensemble.name} "
+            f"was trained for {finest:g} to {coarsest:g} m; change the grid or the ensemble",
+            kind="ensemble-mismatch",
+        )
     runtime = choose_runtime(
         settings.model.runtime,
         config=ensemble.config,

@@ -435,8 +435,8 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
             "catalog": catalog.model_copy(
                 update={"url": absolute(catalog.url), "allowed": allowed}
             ),
-            "model": ModelSettings(
-                ensemble=ensemble if ensemble == "default" else absolute(ensemble)
+            "model": settings.model.model_copy(
+                update={"ensemble": ensemble if ensemble == "default" else absolute(ensemble)}
             ),
         }
     )

@@ -176,6 +176,12 @@ class Ensemble:
         return int(self.card["window_px"])
 
     @property
+    def resolution_m(self) -> tuple[float, float]:
+        """Finest and coarsest pixel edge it was trained for; any, where the card does not say."""
+        finest, coarsest = self.card.get("resolution_m", (0.0, np.inf))
+        return float(finest), float(coarsest)
+
+    @property
     def members(self) -> tuple[Member, ...]:
         """All members, in the order of the bits of the ``votes`` layer."""
         return tuple(Member.from_card(m) for m in self.card["members"])
@@ -284,7 +290,7 @@ def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
     _check_card(card, folder)
     ensemble = Ensemble(folder, card)
     try:
-        _ = ensemble.config, ensemble.regions, ensemble.window_px
+        _ = ensemble.config, ensemble.regions, ensemble.window_px, ensemble.resolution_m
         factors = [float(ensemble.area_calibration[k]) for k in ("scale", "regional_scale")]
         members = ensemble.members
         _check_window(ensemble)

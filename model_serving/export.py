@@ -90,7 +90,8 @@ def to_onnx(
     config = network.config
     graph = _Graph()
     image, features = "window", []
-    for stage, chunk in zip(network.stages, _chunks(), strict=False):
+    for k, stage in enumerate(network.stages):
+        chunk = max(_SHORTEST_CHUNK, _CHUNK >> k)
         image = _stage(graph, image, stage, chunk=chunk)  # type: ignore[arg-type]
         features.append(image)
     _upsampled(graph, _head(graph, features, network), 2, name="logits")
@@ -259,14 +260,6 @@ def _quantised(model: Any, windows: npt.NDArray[np.float32]) -> bytes:
         return out.read_bytes()
 
 
-def _chunks() -> Iterator[int]:
-    """Tokens of a chunk, stage by stage."""
-    chunk = _CHUNK
-    while True:
-        yield chunk
-        chunk = max(_SHORTEST_CHUNK, chunk // 2)
-
-
 class _Graph:
     """Collects operators and weights; equal weights are held once."""
 
@@ -295,20 +288,16 @@ class _Graph:
 
     def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Append an operator with one output; returns the name of that."""
-        return self.ops(kind, *inputs, names=[name or self._next(kind)], **attributes)[0]
-
-    def ops(self, kind: str, *inputs: str, names: list[str], **attributes: Any) -> list[str]:
-        """Append an operator with these outputs."""
-        self.nodes.append(self._make_node(kind, inputs, names, name=names[0], **attributes))
-        return names
+        name = name or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(self._make_node(kind, inputs, [name], name=name, **attributes))
+        return name
 
     def several(self, kind: str, *inputs: str, count: int, **attributes: Any) -> list[str]:
         """Append an operator with several outputs; returns their names."""
-        names = [f"{self._next(kind)}_{i}" for i in range(count)]
-        return self.ops(kind, *inputs, names=names, **attributes)
-
-    def _next(self, kind: str) -> str:
-        return f"{kind.lower()}_{len(self.nodes)}"
+        name = f"{kind.lower()}_{len(self.nodes)}"
+        names = [f"{name}_{i}" for i in range(count)]
+        self.nodes.append(self._make_node(kind, inputs, names, name=name, **attributes))
+        return names
 
     def total(self, parts: Sequence[str]) -> str:
         """Sum of tensors, from the first to the last."""

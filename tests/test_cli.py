@@ -110,6 +110,30 @@ def test_outlines_that_cannot_be_read_are_code_2(small: Small, tmp_path: Path):
     assert "bad.gpkg" in told(result)
 
 
+def test_an_ensemble_or_a_runtime_that_cannot_map_this_grid_is_code_2(small: Small, tmp_path: Path):
+    trained_for = {"model": {"ensemble": "default"}}
+    result = call("run", small.settings(tmp_path / "a", **trained_for))
+    assert result.returncode == 2
+    assert "grid.resolution_m is 40, but ensemble default was trained for 10 to 30 m" in told(
+        result
+    )
+    model = {"ensemble": str(small.ensemble), "precision": "bfloat16"}
+    result = call("run", small.settings(tmp_path / "b", model=model))
+    assert result.returncode == 2
+    assert "float32 only" in told(result)
+    model = {"ensemble": str(small.ensemble), "runtime": "quick"}
+    result = call("run", small.settings(tmp_path / "c", model=model))
+    assert result.returncode == 2
+    assert "runtime" in told(result)
+    assert not list(tmp_path.glob("*/work"))
+
+
+def test_the_doctor_says_what_runs_here():
+    result = call("doctor")
+    assert result.returncode == 0
+    assert "used where model.runtime is auto" in told(result)
+
+
 def test_a_catalogue_that_does_not_answer_is_code_4(small: Small, tmp_path: Path):
     result = call("run", small.settings(tmp_path, url="http://127.0.0.1:9/stac"))
     assert result.returncode == 4

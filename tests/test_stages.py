@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -20,13 +21,14 @@ import yaml
 from conftest import Small
 from pandas.testing import assert_frame_equal
 
-from catalog.cube import Outcome, Workspace
+from catalog.cube import Outcome, Workspace, read_shard
 from catalog.errors import DataError, SourceError, StoreError, UsageError
 from catalog.glaciers import read_reference
 from catalog.grid import RegionGrid
 from inventory_engine import work
 from inventory_engine.executors import DaskExecutor, RayExecutor, SerialExecutor
 from inventory_engine.pipeline import preview, run_change, run_pipeline
+from inventory_engine.plan import open_region
 from inventory_engine.receipts import Ledger
 from inventory_engine.settings import DaskSettings, RaySettings, load_settings
 
@@ -343,6 +345,22 @@ def test_another_ensemble_redoes_maps_but_no_cube(small: Small, copy: Path, tmp_
     assert counts["map"] == 8
     assert "cube" not in counts
     assert "terrain" not in counts
+
+
+def test_another_runtime_redoes_maps_and_changes_no_probability_by_more_than_a_step(copy: Path):
+    before = Workspace(copy / "work")
+    path = copy / "region.yaml"
+    text = yaml.safe_load(path.read_text())
+    name = "map.zarr/2018/probability"
+    grid = open_region(load_settings(path)).grid
+    first = [read_shard(before, name, s).astype(int) for s in grid.shards()]
+    text["model"]["runtime"] = "torch"
+    path.write_text(yaml.safe_dump(text, sort_keys=False))
+    assert todo(copy)["map"] == 8
+    run_pipeline(load_settings(path))
+    again = [read_shard(before, name, s).astype(int) for s in grid.shards()]
+    assert max(np.abs(a - b).max() for a, b in zip(first, again, strict=True)) <= 1
+    assert todo(copy) == {}
 
 
 def test_a_changed_grid_is_refused_and_named(copy: Path):
