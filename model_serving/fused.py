@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from model_serving.compiled import kernels
+from model_serving.compiled import kernels, passes
 from model_serving.compiled.lanes import WIDTH
-from model_serving.compiled.products import packed, product, products
+from model_serving.compiled.products import packed, product
 from model_serving.compiled.scan import rate_lanes, scan_gated
 from model_serving.glacier_seg import (
     Convolution,
@@ -39,7 +40,7 @@ Array = npt.NDArray[np.float32]
 
 _RUN = 16384
 # ^ numbers of a run of tokens at the width of its stage: its buffers fill half a megabyte
-_RUNS = 4
+_RUNS = 8
 # ^ runs that threads share at a time
 _TILE = 4
 # ^ output rows of a Winograd tile; its input is two rows more
@@ -95,15 +96,13 @@ class _Embedding:
     def rows(self, image: Array, first: int, last: int, out: Array) -> None:
         """Rows ``first`` to ``last`` of the result into ``(y, x, channel)``."""
         gathered = np.empty((image.shape[1] // 2, self.mix.shape[1]), np.float32)
-        for row in range(first, last):
-            if self.involution:
-                kernels.involve(
-                    image, self.reduce, self.reduce_bias, self.span, self.span_bias, row, gathered
-                )
-            else:
-                kernels.patches(image, row, gathered)
-            product(gathered, self.mix, out[row])
-            out[row] += self.shift
+        if self.involution:
+            passes.involved_rows(
+                image, first, last, self.reduce, self.reduce_bias, self.span, self.span_bias,
+                self.mix, self.shift, gathered, out,
+            )  # fmt: skip
+        else:
+            passes.convolved_rows(image, first, last, self.mix, self.shift, gathered, out)
 
 
 class _Run:
@@ -150,13 +149,10 @@ class _Block:
 
     def before_scan(self, tokens: Array, lead: Array, run: _Run) -> None:
         """Everything up to the scan, for a run of tokens and what they were before them."""
-        count, reach = len(tokens), self.reach
-        normal, split = run.normal[: reach + count], run.split[: reach + count]
-        kernels.normalise(lead, normal[:reach], self.epsilon)
-        kernels.normalise(tokens, normal[reach:], self.epsilon)
-        product(normal, self.inwards, split)
-        kernels.convolve(split, self.taps, self.taps_bias, run.u[:count])
-        product(run.u[:count], self.select, run.select[:count])
+        passes.before_scan(
+            tokens, lead, self.inwards, self.taps, self.taps_bias, self.select, self.epsilon,
+            run.normal, run.split, run.u, run.select,
+        )  # fmt: skip
 
     def scan(self, count: int, groups: slice, state: Array, run: _Run) -> None:
         """Scan some groups of sixteen channels."""
@@ -169,14 +165,10 @@ class _Block:
 
     def after_scan(self, tokens: Array, run: _Run) -> None:
         """Everything after the scan; changes the tokens."""
-        count = len(tokens)
-        branch, hidden, normal = run.branch[:count], run.hidden[:count], run.normal[:count]
-        product(run.mixed[:count], self.outwards, branch)
-        kernels.add_normalised(tokens, branch, normal, self.epsilon)
-        product(normal, self.rise, hidden)
-        kernels.gelu(hidden, self.rise_bias)
-        product(hidden, self.fall, branch)
-        kernels.add(tokens, branch, self.fall_bias)
+        passes.after_scan(
+            tokens, run.mixed, self.outwards, self.rise, self.rise_bias, self.fall, self.fall_bias,
+            self.epsilon, run.branch, run.normal, run.hidden,
+        )  # fmt: skip
 
 
 class _Head:
@@ -213,33 +205,16 @@ class _Head:
         self, fine: Array, coarse: tuple[Array, ...], first: int, last: int, out: Array
     ) -> None:
         """Logits of rows ``first`` to ``last``, whole tiles, into ``(y, x, class)``."""
-        height, width, _ = fine.shape
-        wide = self.bias.size
+        width, wide = fine.shape[1], self.bias.size
         ring = np.zeros((_TILE + 2, width + 2, wide), np.float32)
         line = np.empty((width, wide), np.float32)
         tiles = np.empty((36, width // _TILE, wide), np.float32)
         weighed = np.empty_like(tiles)
-        smooth = np.empty((_TILE, width, wide), np.float32)
-
-        def fuse(row: int) -> None:
-            target = ring[(row - first + 1) % len(ring)]
-            if 0 <= row < height:
-                product(fine[row], self.shares[0], line)
-                kernels.fuse_row(row, coarse, line, self.bias, target[1:-1])
-            else:
-                target[:] = 0
-
-        fuse(first - 1)
-        fuse(first)
-        for top in range(first, last, _TILE):
-            for row in range(top + 1, top + _TILE + 1):
-                fuse(row)
-            kernels.winograd_in(ring, (top - first) % len(ring), tiles)
-            products(tiles, self.smooth, weighed)
-            kernels.winograd_out(weighed, self.smooth_bias, smooth)
-            target = out[top : top + _TILE].reshape(_TILE * width, -1)
-            product(smooth.reshape(-1, wide), self.classify, target)
-        out[first:last] += self.classify_bias
+        rows = np.empty((_TILE, width, wide), np.float32)
+        passes.classify_rows(
+            fine, coarse, first, last, self.shares[0], self.bias, self.smooth, self.smooth_bias,
+            self.classify, self.classify_bias, ring, line, tiles, weighed, rows, out,
+        )  # fmt: skip
 
 
 def unfit(config: GlacierSegConfig) -> str:
@@ -308,7 +283,8 @@ class FusedGlacierSeg:
                 f"{self.config.stride} px, found {window.shape}"
             )
         image = np.zeros((height, width, -(-channels // WIDTH) * WIDTH), np.float32)
-        kernels.interleave(np.ascontiguousarray(window, np.float32), image)
+        planes = np.ascontiguousarray(window, np.float32)
+        self._rows(lambda a, b: kernels.interleave(planes, a, b, image), height)
         features = []
         for embed, block in zip(self._embeddings, self._blocks, strict=True):
             image = self._stage(embed, block, image)
@@ -321,11 +297,15 @@ class FusedGlacierSeg:
         for _ in results:
             pass
 
+    def _rows(self, work: Callable[[int, int], None], count: int, *, whole: int = 1) -> None:
+        """Do work on all rows, cut into as many runs of whole tiles as there are threads."""
+        cuts = (np.linspace(0, count // whole, self.threads + 1).astype(int) * whole).tolist()
+        self._each(work, cuts[:-1], cuts[1:])
+
     def _stage(self, embed: _Embedding, block: _Block, image: Array) -> Array:
         height, width = image.shape[0] // 2, image.shape[1] // 2
         out = np.empty((height, width, block.width), np.float32)
-        rows = np.linspace(0, height, self.threads + 1).astype(int)
-        self._each(lambda a, b: embed.rows(image, a, b, out), rows[:-1], rows[1:])
+        self._rows(lambda a, b: embed.rows(image, a, b, out), height)
         tokens = out.reshape(-1, block.width)
         length = max(1, _RUN // block.width)
         together = _RUNS if self._pool else 1
@@ -354,20 +334,19 @@ class FusedGlacierSeg:
     def _classified(self, features: list[Array]) -> Array:
         head = self._head
         fine, *others = features
-        coarse = []
-        for image, share in zip(others, head.shares[1:], strict=True):
-            coarse.append(np.empty((*image.shape[:2], head.bias.size), np.float32))
-            product(
-                image.reshape(-1, image.shape[2]), share, coarse[-1].reshape(-1, head.bias.size)
-            )
+        wide = head.bias.size
+        coarse = tuple(np.empty((*image.shape[:2], wide), np.float32) for image in others)
+
+        def enlarge(first: int, last: int, k: int) -> None:
+            image, share = others[k][first:last], head.shares[k + 1]
+            target = coarse[k][first:last]
+            product(image.reshape(-1, image.shape[2]), share, target.reshape(-1, wide))
+
+        for k, image in enumerate(others):
+            self._rows(partial(enlarge, k=k), len(image))
         height, width, _ = fine.shape
         logits = np.empty((height, width, head.classify_bias.size), np.float32)
-        cuts = np.linspace(0, height // _TILE, self.threads + 1).astype(int) * _TILE
-        self._each(
-            lambda a, b: head.rows(fine, tuple(coarse), a, b, logits),
-            cuts[:-1].tolist(),
-            cuts[1:].tolist(),
-        )
+        self._rows(lambda a, b: head.rows(fine, coarse, a, b, logits), height, whole=_TILE)
         out = np.empty((self.config.classes, 2 * height, 2 * width), np.float32)
-        kernels.doubled(logits, out)
+        self._rows(lambda a, b: kernels.doubled(logits, a, b, out), height)
         return out

@@ -46,10 +46,11 @@ _ZERO, _HALF, _ONE, _QUARTER = _F(0), _F(0.5), _F(1), _F(0.25)
 
 
 @_compiled
-def interleave(planes: Any, out: Any) -> None:  # pragma: no cover - compiled
-    """``(channel, y, x)`` planes into the first channels of ``(y, x, channel)``."""
-    channels, height, width = planes.shape
-    for y in range(height):
+def interleave(planes: Any, first: Any, last: Any, out: Any) -> None:
+    # pragma: no cover - compiled
+    """Rows of ``(channel, y, x)`` planes into the first channels of ``(y, x, channel)``."""
+    channels, _, width = planes.shape
+    for y in range(first, last):
         for x in range(width):
             for c in range(channels):
                 out[y, x, c] = planes[c, y, x]
@@ -335,12 +336,13 @@ def winograd_out(products: Any, bias: Any, out: Any) -> None:  # pragma: no cove
 
 
 @_compiled
-def doubled(image: Any, out: Any) -> None:  # pragma: no cover - compiled
-    """Enlarge ``(y, x, >= class)`` twice, bilinearly, into planes ``(class, 2 * y, 2 * x)``."""
+def doubled(image: Any, first: Any, last: Any, out: Any) -> None:
+    # pragma: no cover - compiled
+    """Enlarge rows of ``(y, x, >= class)`` twice, bilinearly, into ``(class, 2 * y, 2 * x)``."""
     height, width, _ = image.shape
     line = np.empty(width, np.float32)
     for c in range(out.shape[0]):
-        for y in range(2 * height):
+        for y in range(2 * first, 2 * last):
             lower, upper, down = _between(y, 2, height)
             for x in range(width):
                 line[x] = image[lower, x, c] * (_ONE - down) + image[upper, x, c] * down

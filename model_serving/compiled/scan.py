@@ -7,6 +7,8 @@ machine equal inputs give equal bytes, whatever else it is doing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,9 @@ Array = npt.NDArray[Any]
 
 _SEGMENT = 32
 # ^ tokens between two checkpoints of the backward pass: its four buffers of a segment stay in L2
+_AHEAD = 32
+# ^ tokens whose step sizes are found ahead of the scan, and which are gated after it: both are long
+#   chains of operations, which overlap from token to token only where no state stands between them
 _ZERO, _LN2 = np.float32(0), np.float32(0.6931471805599453)
 
 
@@ -109,18 +114,25 @@ def scan_gated(
     rank = weight.shape[0]
     size = states * WIDTH
     columns = gate.shape[1]
+    steps = np.empty((_AHEAD, WIDTH), np.float32)
     for g in range(first, last):
-        for t in range(length):
-            step = load(bias, g * WIDTH)
-            for k in range(rank):
-                step = fma(spread(select[t, k]), load(weight, k * channels + g * WIDTH), step)
-            step = softplus(step)
-            at = t * channels + g * WIDTH
-            x = load(u, at)
-            out = load(direct, g * WIDTH) * x
-            B, C = select[t, rank : rank + states], select[t, rank + states : rank + 2 * states]
-            out = _token(step, step * x, out, rates, h, g * size, B, C, states)
-            store(y, at, out * silu(load(gate, t * columns + channels + g * WIDTH)))
+        own = g * WIDTH
+        for start in range(0, length, _AHEAD):
+            stop = min(start + _AHEAD, length)
+            for t in range(start, stop):
+                step = load(bias, own)
+                for k in range(rank):
+                    step = fma(spread(select[t, k]), load(weight, k * channels + own), step)
+                store(steps, (t - start) * WIDTH, softplus(step))
+            for t in range(start, stop):
+                at = t * channels + own
+                x, step = load(u, at), load(steps, (t - start) * WIDTH)
+                out = load(direct, own) * x
+                B, C = select[t, rank : rank + states], select[t, rank + states : rank + 2 * states]
+                store(y, at, _token(step, step * x, out, rates, h, g * size, B, C, states))
+            for t in range(start, stop):
+                at = t * channels + own
+                store(y, at, load(y, at) * silu(load(gate, t * columns + channels + own)))
 
 
 @njit(nogil=True, boundscheck=False, cache=True, error_model="numpy")
@@ -202,6 +214,24 @@ def _laid_out(tensors: tuple[torch.Tensor, ...]) -> list[Array]:
     return [u_, delta_, rate_lanes(A_), B_, C_, D_]
 
 
+def _one(arrays: list[Array], i: int) -> list[Array]:
+    """Inputs of one sample of a batch."""
+    u, delta, rates, B, C, D = arrays
+    own = slice(i, i + 1)
+    return [u[own], delta[own], rates, B[own], C[own], D]
+
+
+def _each(work: Callable[[int], None], count: int) -> None:
+    """Do a piece of work for each sample, on as many threads as torch has."""
+    threads = min(torch.get_num_threads(), count)
+    if threads < 2:
+        for i in range(count):
+            work(i)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(count)))
+
+
 class NumbaScan(torch.autograd.Function):
     """Autograd binding of the compiled scan; called through ``selective_scan`` only."""
 
@@ -214,7 +244,7 @@ class NumbaScan(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         shape = (len(u), -(-u.shape[1] // _SEGMENT), *rates.shape)
         save = np.empty(shape if wanted else (0,) * 5, np.float32)
-        _forward(*arrays, y, save)
+        _each(lambda i: _forward(*_one(arrays, i), y[i : i + 1], save[i : i + 1]), len(u))
         if wanted:
             ctx.save_for_backward(*tensors, torch.from_numpy(save))
             # ^ the inputs themselves, so that a change of them in between is noticed
@@ -229,9 +259,17 @@ class NumbaScan(torch.autograd.Function):
         channels = grads[0].shape[2]
         grad = _padded(grads[0], u.shape[2], 2)
         du, ddelta, dB, dC = (np.empty_like(a) for a in (u, delta, B, C))
-        drates, dD = np.zeros_like(rates), np.zeros_like(D)
-        inputs = (grad, u, delta, rates, B, C, D, save.numpy())
-        _backward(*inputs, du, ddelta, drates, dB, dC, dD)
+        arrays, saved = [u, delta, rates, B, C, D], save.numpy()
+        # Each sample sums on its own, so that the total does not depend on the threads.
+        drates, dD = (np.zeros((len(u), *a.shape), np.float32) for a in (rates, D))
+
+        def work(i: int) -> None:
+            own = slice(i, i + 1)
+            outs = (du[own], ddelta[own], drates[i], dB[own], dC[own], dD[i])
+            _backward(grad[own], *_one(arrays, i), saved[own], *outs)
+
+        _each(work, len(u))
+        drates, dD = drates.sum(axis=0), dD.sum(axis=0)
         dA = drates.swapaxes(1, 2).reshape(-1, rates.shape[1])[:channels]
         parts = (du[..., :channels], ddelta[..., :channels], dA, dB, dC, dD[:channels])
         return tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
