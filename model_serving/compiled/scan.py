@@ -7,8 +7,6 @@ machine equal inputs give equal bytes, whatever else it is doing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -214,24 +212,6 @@ def _laid_out(tensors: tuple[torch.Tensor, ...]) -> list[Array]:
     return [u_, delta_, rate_lanes(A_), B_, C_, D_]
 
 
-def _one(arrays: list[Array], i: int) -> list[Array]:
-    """Inputs of one sample of a batch."""
-    u, delta, rates, B, C, D = arrays
-    own = slice(i, i + 1)
-    return [u[own], delta[own], rates, B[own], C[own], D]
-
-
-def _each(work: Callable[[int], None], count: int) -> None:
-    """Do a piece of work for each sample, on as many threads as torch has."""
-    threads = min(torch.get_num_threads(), count)
-    if threads < 2:
-        for i in range(count):
-            work(i)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(count)))
-
-
 class NumbaScan(torch.autograd.Function):
     """Autograd binding of the compiled scan; called through ``selective_scan`` only."""
 
@@ -244,7 +224,7 @@ class NumbaScan(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         shape = (len(u), -(-u.shape[1] // _SEGMENT), *rates.shape)
         save = np.empty(shape if wanted else (0,) * 5, np.float32)
-        _each(lambda i: _forward(*_one(arrays, i), y[i : i + 1], save[i : i + 1]), len(u))
+        _forward(*arrays, y, save)
         if wanted:
             ctx.save_for_backward(*tensors, torch.from_numpy(save))
             # ^ the inputs themselves, so that a change of them in between is noticed
@@ -259,17 +239,9 @@ class NumbaScan(torch.autograd.Function):
         channels = grads[0].shape[2]
         grad = _padded(grads[0], u.shape[2], 2)
         du, ddelta, dB, dC = (np.empty_like(a) for a in (u, delta, B, C))
-        arrays, saved = [u, delta, rates, B, C, D], save.numpy()
-        # Each sample sums on its own, so that the total does not depend on the threads.
-        drates, dD = (np.zeros((len(u), *a.shape), np.float32) for a in (rates, D))
-
-        def work(i: int) -> None:
-            own = slice(i, i + 1)
-            outs = (du[own], ddelta[own], drates[i], dB[own], dC[own], dD[i])
-            _backward(grad[own], *_one(arrays, i), saved[own], *outs)
-
-        _each(work, len(u))
-        drates, dD = drates.sum(axis=0), dD.sum(axis=0)
+        drates, dD = np.zeros_like(rates), np.zeros_like(D)
+        inputs = (grad, u, delta, rates, B, C, D, save.numpy())
+        _backward(*inputs, du, ddelta, drates, dB, dC, dD)
         dA = drates.swapaxes(1, 2).reshape(-1, rates.shape[1])[:channels]
         parts = (du[..., :channels], ddelta[..., :channels], dA, dB, dC, dD[:channels])
         return tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
