@@ -117,7 +117,7 @@ def _import_torchvision() -> None:
     except RuntimeError:
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library: Any = importlib.import_module("torch.library").Library("torchvision", "DEF")
+        library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept.append(library)

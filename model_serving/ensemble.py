@@ -25,6 +25,7 @@ from model_serving.features import CHANNELS, Normalisation
 from model_serving.folds import OUTSIDE, TrainingRegion
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.onnx_members import CLASS_NAMES, check_onnx
+from model_serving.patches import MAP_HALO_PX, WindowPlan
 from model_serving.runtimes import Predictor, Runtime
 
 __all__ = [
@@ -44,8 +45,6 @@ _CARD_FORMAT = 1
 _ORIENTATIONS = (0, 1, 2)
 _LARGEST_OFFSET = 20.0
 # ^ of log-odds: with more, a class is certain everywhere
-_BLENDED_PX = 64
-# ^ of a window's edge are shared with its neighbours on both sides
 Progress = Callable[[str, int, int], None]
 
 
@@ -174,6 +173,11 @@ class Ensemble:
     def window_px(self) -> int:
         """Edge of the windows the members map best, pixels."""
         return int(self.card["window_px"])
+
+    @property
+    def window_plan(self) -> WindowPlan:
+        """How its windows cover a raster."""
+        return WindowPlan(self.window_px, self.window_px - 2 * MAP_HALO_PX)
 
     @property
     def resolution_m(self) -> tuple[float, float]:
@@ -403,9 +407,10 @@ def _check_card(card: Any, folder: Path) -> None:
 def _check_window(ensemble: Ensemble) -> None:
     window, config = ensemble.window_px, ensemble.config
     stride = config.stride if config is not None else 1
-    if window <= _BLENDED_PX or window % stride:
+    shared = 2 * MAP_HALO_PX
+    if window <= shared or window % stride:
         raise ValueError(
-            f"window_px {window} must be a multiple of {stride} and more than {_BLENDED_PX}"
+            f"window_px {window} must be a multiple of {stride} and more than {shared}"
         )
 
 

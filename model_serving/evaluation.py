@@ -17,9 +17,8 @@ import torch
 from catalog.cube import CLASSES, ICE_CLASSES
 from model_serving.ensemble import load_ensemble
 from model_serving.folds import OUTSIDE
-from model_serving.inference import MAP_HALO_PX, map_features, with_ice_offset
+from model_serving.inference import map_features, with_ice_offset
 from model_serving.metrics import Overlaps, confusion_matrix, iou, ratio_masks
-from model_serving.patches import WindowPlan
 from model_serving.regions import PreparedRegion
 from model_serving.runtimes import choose_runtime
 
@@ -126,7 +125,7 @@ def _score_season(
     """Scores of one map, one for each of the offsets tried; None keeps each member's own."""
     torch.set_num_threads(1)
     ensemble = load_ensemble(folder)
-    plan = WindowPlan(ensemble.window_px, ensemble.window_px - 2 * MAP_HALO_PX)
+    plan = ensemble.window_plan
     fold = {r.name: r.fold for r in ensemble.regions}.get(region.name, OUTSIDE)
     raw = np.asarray(region.features()[season], np.float32)
     label = region.labels()[season]

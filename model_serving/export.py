@@ -19,7 +19,6 @@ onnx is needed by the functions, not by the import of this module.
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +30,8 @@ from torch import nn
 
 from catalog.cube import Workspace
 from catalog.errors import UsageError
+from model_serving.extras import require
+from model_serving.folding import as_array, folded, folded_fusion
 from model_serving.glacier_seg import Convolution, GlacierSeg, Involution, Mamba, Stage
 
 __all__ = ["OPSET", "Precision", "export", "to_onnx"]
@@ -84,7 +85,7 @@ def to_onnx(
     UsageError
         Where onnx is missing, or names are not as many as the network has channels or classes.
     """
-    _require("onnx")
+    require("export to ONNX", "onnx")
     from onnx import TensorProto, checker, helper
 
     config = network.config
@@ -175,16 +176,6 @@ def export(
     return path
 
 
-def _require(*packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"export to ONNX needs {', '.join(missing)}, not installed here; "
-            "pip install 'glacier-inventory-engine[onnx]'",
-            kind="runtime-missing",
-        )
-
-
 def _named(key: str, names: Sequence[str] | None, count: int) -> dict[str, str]:
     """Names as an entry of the metadata."""
     if names is None:
@@ -240,7 +231,7 @@ class _Windows:
 
 
 def _quantised(model: Any, windows: npt.NDArray[np.float32]) -> bytes:
-    _require("onnxruntime")
+    require("export to ONNX", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -324,17 +315,6 @@ class _Graph:
         return self.op("Mul", x, self.op("Sigmoid", x))
 
 
-def _array(tensor: Any) -> npt.NDArray[np.float64]:
-    values: npt.NDArray[np.float64] = tensor.detach().double().cpu().numpy()
-    return values
-
-
-def _folded(norm: nn.BatchNorm2d) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Scale and shift that a batch normalisation is in evaluation."""
-    scale = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
-    return scale, _array(norm.bias) - _array(norm.running_mean) * scale
-
-
 def _stage(graph: _Graph, image: str, stage: Stage, *, chunk: int) -> str:
     """``(batch, inside, y, x)`` to ``(batch, outside, y / 2, x / 2)``."""
     image = _embedding(graph, image, stage.embed)
@@ -345,31 +325,28 @@ def _stage(graph: _Graph, image: str, stage: Stage, *, chunk: int) -> str:
     normal = _normalised(graph, tokens, stage.norm_scan)
     tokens = graph.op("Add", tokens, _scanned(graph, normal, shape, stage, chunk))
     rise, fall = stage.mlp[0], stage.mlp[2]
-    hidden = graph.product(_normalised(graph, tokens, stage.norm_mlp), _array(rise.weight))
-    hidden = graph.op("Gelu", graph.op("Add", hidden, graph.weight(_array(rise.bias))))
-    out = graph.product(hidden, _array(fall.weight))
-    tokens = graph.total([tokens, graph.op("Add", out, graph.weight(_array(fall.bias)))])
+    hidden = graph.product(_normalised(graph, tokens, stage.norm_mlp), as_array(rise.weight))
+    hidden = graph.op("Gelu", graph.op("Add", hidden, graph.weight(as_array(rise.bias))))
+    out = graph.product(hidden, as_array(fall.weight))
+    tokens = graph.total([tokens, graph.op("Add", out, graph.weight(as_array(fall.bias)))])
     return graph.op("Reshape", graph.op("Transpose", tokens, perm=[0, 2, 1]), shape)
 
 
 def _embedding(graph: _Graph, image: str, layer: nn.Module) -> str:
     if not isinstance(layer, Involution | Convolution):
         raise TypeError(f"no embedding is known as {type(layer).__name__}")
-    scale, shift = _folded(layer.norm)
-    kernel = _array(layer.mix.weight) * scale[:, None, None, None]
+    kernel, shift = folded(layer.mix, layer.norm)
     if isinstance(layer, Convolution):
         return graph.convolution(image, kernel, shift, strides=[2, 2], pads=[1] * 4)
-    if layer.mix.bias is not None:
-        shift = shift + _array(layer.mix.bias) * scale
     return graph.convolution(_involved(graph, image, layer), kernel, shift)
 
 
 def _involved(graph: _Graph, image: str, layer: Involution) -> str:
     """Weighted sum of the nine neighbours of every second pixel."""
     low = graph.op("AveragePool", image, kernel_shape=[2, 2], strides=[2, 2])
-    low = graph.convolution(low, _array(layer.reduce.weight), _array(layer.reduce.bias))
+    low = graph.convolution(low, as_array(layer.reduce.weight), as_array(layer.reduce.bias))
     low = graph.op("Relu", low)
-    kernels = graph.convolution(low, _array(layer.span.weight), _array(layer.span.bias))
+    kernels = graph.convolution(low, as_array(layer.span.weight), as_array(layer.span.bias))
     inside = layer.mix.weight.shape[1]
     padded = graph.op("Pad", image, graph.ints(0, 0, 1, 1, 0, 0, 1, 1))
     # The four pixels of each 2 x 2 square side by side: the nine views are whole rows of these,
@@ -395,7 +372,7 @@ def _normalised(graph: _Graph, tokens: str, norm: nn.RMSNorm) -> str:
     square = graph.op("Pow", tokens, graph.weight(2.0))
     mean = graph.op("ReduceMean", square, graph.ints(-1))
     size = graph.op("Sqrt", graph.op("Add", mean, graph.weight(norm.eps)))
-    return graph.op("Mul", graph.op("Div", tokens, size), graph.weight(_array(norm.weight)))
+    return graph.op("Mul", graph.op("Div", tokens, size), graph.weight(as_array(norm.weight)))
 
 
 def _scanned(graph: _Graph, normal: str, shape: str, stage: Stage, chunk: int) -> str:
@@ -437,7 +414,7 @@ def _transposed(graph: _Graph, tokens: str, shape: str, order: Sequence[int], wi
 def _mixed(graph: _Graph, tokens: str, layer: Mamba, chunk: int) -> str:
     """Mamba over ``(batch, token, channel)``."""
     inner = layer.direct.numel()
-    inwards = _array(layer.inwards.weight)
+    inwards = as_array(layer.inwards.weight)
     length = graph.op("Shape", tokens, start=1, end=2)
     u = _convolved(graph, tokens, length, layer, chunk)
     # (batch, chunk, token, channel) to (token, chunk, batch, channel)
@@ -445,21 +422,21 @@ def _mixed(graph: _Graph, tokens: str, layer: Mamba, chunk: int) -> str:
     u = graph.op("Transpose", u, perm=[2, 1, 0, 3])
     low, into, out = graph.several(
         "Split",
-        graph.product(u, _array(layer.select.weight)),
+        graph.product(u, as_array(layer.select.weight)),
         graph.ints(layer.rank, layer.state, layer.state),
         count=3,
         axis=-1,
     )
-    step = graph.product(low, _array(layer.step.weight))
-    delta = _softplus(graph, graph.op("Add", step, graph.weight(_array(layer.step.bias))))
-    rates = graph.weight(-np.exp(_array(layer.log_rate)).T)
+    step = graph.product(low, as_array(layer.step.weight))
+    delta = _softplus(graph, graph.op("Add", step, graph.weight(as_array(layer.step.bias))))
+    rates = graph.weight(-np.exp(as_array(layer.log_rate)).T)
     y = _selective_scan(graph, u, delta, rates=rates, into=into, out=out)
-    y = graph.op("Add", y, graph.op("Mul", u, graph.weight(_array(layer.direct))))
+    y = graph.op("Add", y, graph.op("Mul", u, graph.weight(as_array(layer.direct))))
     y = graph.op("Transpose", y, perm=[2, 1, 0, 3])
     y = graph.op("Reshape", y, graph.ints(0, -1, inner))
     y = graph.op("Slice", y, graph.ints(0), length, graph.ints(1))
     gate = graph.silu(graph.product(tokens, inwards[inner:]))
-    return graph.product(graph.op("Mul", y, gate), _array(layer.outwards.weight))
+    return graph.product(graph.op("Mul", y, gate), as_array(layer.outwards.weight))
 
 
 def _convolved(graph: _Graph, tokens: str, length: str, layer: Mamba, chunk: int) -> str:
@@ -471,9 +448,9 @@ def _convolved(graph: _Graph, tokens: str, length: str, layer: Mamba, chunk: int
     extra = graph.op("Mod", graph.op("Neg", length), graph.ints(chunk))
     widths = graph.op("Concat", graph.ints(0, count - 1, 0, 0), extra, graph.ints(0), axis=0)
     padded = graph.op("Pad", tokens, widths)
-    u = graph.product(padded, _array(layer.inwards.weight)[:inner])
-    taps = _array(layer.taps)
-    parts = [graph.weight(_array(layer.taps_bias))]
+    u = graph.product(padded, as_array(layer.inwards.weight)[:inner])
+    taps = as_array(layer.taps)
+    parts = [graph.weight(as_array(layer.taps_bias))]
     for k in range(count):
         last = _END if k == count - 1 else k - count + 1
         parts.append(graph.op("Mul", graph.cut(u, (1,), (k,), (last,)), graph.weight(taps[:, k])))
@@ -575,20 +552,12 @@ def _upsampled(graph: _Graph, image: str, factor: int, *, name: str = "") -> str
 def _head(graph: _Graph, features: list[str], network: GlacierSeg) -> str:
     """Logits ``(batch, class, y, x)`` at the resolution of the first stage."""
     head = network.head
-    scale, shift = _folded(head.fuse_norm)
-    kernels = []
-    project: Any
-    for project, fuse in zip(head.project, head.fuse, strict=True):
-        own_scale, own_shift = _folded(project[1])
-        weight = _array(project[0].weight)[:, :, 0, 0] * own_scale[:, None]
-        onto = _array(fuse.weight)[:, :, 0, 0] * scale[:, None]
-        kernels.append((onto @ weight)[:, :, None, None])
-        shift = shift + onto @ own_shift
+    matrices, shift = folded_fusion(head)
+    kernels = [matrix[:, :, None, None] for matrix in matrices]
     parts = [graph.convolution(features[0], kernels[0], shift)]
     for k, (image, kernel) in enumerate(zip(features[1:], kernels[1:], strict=True), start=1):
         parts.append(_upsampled(graph, graph.convolution(image, kernel), 1 << k))
     fused = graph.op("Relu", graph.total(parts))
-    scale, shift = _folded(head.smooth_norm)
-    kernel = _array(head.smooth.weight) * scale[:, None, None, None]
+    kernel, shift = folded(head.smooth, head.smooth_norm)
     smooth = graph.op("Relu", graph.convolution(fused, kernel, shift, pads=[1] * 4))
-    return graph.convolution(smooth, _array(head.classify.weight), _array(head.classify.bias))
+    return graph.convolution(smooth, as_array(head.classify.weight), as_array(head.classify.bias))

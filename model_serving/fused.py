@@ -14,17 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from model_serving.compiled import kernels, passes
 from model_serving.compiled.lanes import WIDTH
 from model_serving.compiled.products import packed, product
 from model_serving.compiled.scan import rate_lanes, scan_gated
+from model_serving.folding import as_array, folded, folded_fusion
 from model_serving.glacier_seg import (
     Convolution,
     GlacierSeg,
@@ -42,23 +41,10 @@ _RUN = 16384
 # ^ numbers of a run of tokens at the width of its stage: its buffers fill half a megabyte
 _RUNS = 8
 # ^ runs that threads share at a time
-_TILE = 4
-# ^ output rows of a Winograd tile; its input is two rows more
-
-
-def _array(tensor: Any) -> npt.NDArray[np.float64]:
-    values: npt.NDArray[np.float64] = tensor.detach().double().numpy()
-    return values
 
 
 def _stored(values: npt.NDArray[np.float64]) -> Array:
     return np.ascontiguousarray(values, np.float32)
-
-
-def _folded(norm: nn.BatchNorm2d) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Scale and shift that a batch normalisation is in evaluation."""
-    scale = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
-    return scale, _array(norm.bias) - _array(norm.running_mean) * scale
 
 
 def _columns(matrix: Array) -> int:
@@ -76,17 +62,14 @@ class _Embedding:
     """Halves an image of ``(y, x, channel)``; channels beyond the network's are zero."""
 
     def __init__(self, layer: Involution | Convolution) -> None:
-        scale, shift = _folded(layer.norm)
-        weight = _array(layer.mix.weight) * scale[:, None, None, None]
-        if layer.mix.bias is not None:
-            shift = shift + _array(layer.mix.bias) * scale
+        weight, shift = folded(layer.mix, layer.norm)
         self.shift = _stored(shift)
         if isinstance(layer, Involution):
             self.mix = packed(_widened(weight[:, :, 0, 0].T, 0))
-            self.reduce = _stored(_widened(_array(layer.reduce.weight)[:, :, 0, 0], 1))
-            self.reduce_bias = _stored(_array(layer.reduce.bias))
-            self.span = _stored(_widened(_array(layer.span.weight)[:, :, 0, 0].T, 1))
-            self.span_bias = _stored(_widened(_array(layer.span.bias), 0))
+            self.reduce = _stored(_widened(as_array(layer.reduce.weight)[:, :, 0, 0], 1))
+            self.reduce_bias = _stored(as_array(layer.reduce.bias))
+            self.span = _stored(_widened(as_array(layer.span.weight)[:, :, 0, 0].T, 1))
+            self.span_bias = _stored(_widened(as_array(layer.span.bias), 0))
         else:
             # (out, in, 3, 3) to (9 * in, out), the order in which a neighbourhood is gathered
             taps = _widened(weight, 1).transpose(2, 3, 1, 0)
@@ -127,19 +110,19 @@ class _Block:
         rise, fall = stage.mlp[0], stage.mlp[2]
         self.epsilon = np.float32(stage.norm_scan.eps or 0.0)
         # The weights of a root-mean-square normalisation go into the matrix that follows it.
-        self.inwards = packed((_array(scan.inwards.weight) * _array(stage.norm_scan.weight)).T)
-        self.taps = _stored(_array(scan.taps).T)
-        self.taps_bias = _stored(_array(scan.taps_bias))
-        self.select = packed(_widened(_array(scan.select.weight).T, 1))
-        self.step = _stored(_array(scan.step.weight).T)
-        self.step_bias = _stored(_array(scan.step.bias))
-        self.rates = rate_lanes(-np.exp(_array(scan.log_rate)))
-        self.direct = _stored(_array(scan.direct))
-        self.outwards = packed(_array(scan.outwards.weight).T)
-        self.rise = packed((_array(rise.weight) * _array(stage.norm_mlp.weight)).T)
-        self.rise_bias = _stored(_array(rise.bias))
-        self.fall = packed(_array(fall.weight).T)
-        self.fall_bias = _stored(_array(fall.bias))
+        self.inwards = packed((as_array(scan.inwards.weight) * as_array(stage.norm_scan.weight)).T)
+        self.taps = _stored(as_array(scan.taps).T)
+        self.taps_bias = _stored(as_array(scan.taps_bias))
+        self.select = packed(_widened(as_array(scan.select.weight).T, 1))
+        self.step = _stored(as_array(scan.step.weight).T)
+        self.step_bias = _stored(as_array(scan.step.bias))
+        self.rates = rate_lanes(-np.exp(as_array(scan.log_rate)))
+        self.direct = _stored(as_array(scan.direct))
+        self.outwards = packed(as_array(scan.outwards.weight).T)
+        self.rise = packed((as_array(rise.weight) * as_array(stage.norm_mlp.weight)).T)
+        self.rise_bias = _stored(as_array(rise.bias))
+        self.fall = packed(as_array(fall.weight).T)
+        self.fall_bias = _stored(as_array(fall.bias))
         self.width, self.inner = self.inwards.shape[1], self.direct.size
 
     @property
@@ -154,12 +137,12 @@ class _Block:
             run.normal, run.split, run.u, run.select,
         )  # fmt: skip
 
-    def scan(self, count: int, groups: slice, state: Array, run: _Run) -> None:
-        """Scan some groups of sixteen channels."""
+    def scan(self, count: int, start: int, stop: int, state: Array, run: _Run) -> None:
+        """Scan the groups of sixteen channels from ``start`` to ``stop``."""
         gate = run.split[self.reach : self.reach + count]
         scan_gated(
             run.u[:count], gate, run.select[:count], self.step,
-            self.step_bias, self.rates, self.direct, groups.start, groups.stop, state,
+            self.step_bias, self.rates, self.direct, start, stop, state,
             run.mixed[:count],
         )  # fmt: skip
 
@@ -176,41 +159,31 @@ class _Head:
 
     def __init__(self, network: GlacierSeg) -> None:
         head = network.head
-        scale, shift = _folded(head.fuse_norm)
-        self.shares = []
-        project: Any
-        for project, fuse in zip(head.project, head.fuse, strict=True):
-            own_scale, own_shift = _folded(project[1])
-            weight = _array(project[0].weight)[:, :, 0, 0] * own_scale[:, None]
-            onto = _array(fuse.weight)[:, :, 0, 0] * scale[:, None]
-            self.shares.append(packed((onto @ weight).T))
-            shift = shift + onto @ own_shift
+        matrices, shift = folded_fusion(head)
+        self.shares = [packed(matrix.T) for matrix in matrices]
         self.bias = _stored(shift)
-        scale, shift = _folded(head.smooth_norm)
+        kernel, shift = folded(head.smooth, head.smooth_norm)
         self.smooth_bias = _stored(shift)
         # Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks", F(4, 3).
-        side = (
-            np.array(
-                [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], float
-            )
-            / np.array([24, 24, 24, 24, 24, 24])[:, None]
+        side = np.array(
+            [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], float
         )
-        kernel = _array(head.smooth.weight) * scale[:, None, None, None]
+        side /= 24
         transformed = np.einsum("pi,ocij,qj->pqco", side, kernel, side)
         self.smooth = np.stack([packed(m) for m in transformed.reshape(36, *kernel.shape[1::-1])])
-        self.classify = packed(_widened(_array(head.classify.weight)[:, :, 0, 0].T, 1))
-        self.classify_bias = _stored(_widened(_array(head.classify.bias), 0))
+        self.classify = packed(_widened(as_array(head.classify.weight)[:, :, 0, 0].T, 1))
+        self.classify_bias = _stored(_widened(as_array(head.classify.bias), 0))
 
     def rows(
         self, fine: Array, coarse: tuple[Array, ...], first: int, last: int, out: Array
     ) -> None:
         """Logits of rows ``first`` to ``last``, whole tiles, into ``(y, x, class)``."""
         width, wide = fine.shape[1], self.bias.size
-        ring = np.zeros((_TILE + 2, width + 2, wide), np.float32)
+        ring = np.zeros((passes.RING, width + 2, wide), np.float32)
         line = np.empty((width, wide), np.float32)
-        tiles = np.empty((36, width // _TILE, wide), np.float32)
+        tiles = np.empty((36, width // passes.TILE, wide), np.float32)
         weighed = np.empty_like(tiles)
-        rows = np.empty((_TILE, width, wide), np.float32)
+        rows = np.empty((passes.TILE, width, wide), np.float32)
         passes.classify_rows(
             fine, coarse, first, last, self.shares[0], self.bias, self.smooth, self.smooth_bias,
             self.classify, self.classify_bias, ring, line, tiles, weighed, rows, out,
@@ -222,7 +195,7 @@ def unfit(config: GlacierSegConfig) -> str:
     widths = (*config.widths, config.head_width)
     if any(width % WIDTH for width in widths):
         return f"its widths {widths} are not all multiples of {WIDTH}"
-    if 2 ** (len(config.widths) - 1) % _TILE:
+    if 2 ** (len(config.widths) - 1) % passes.TILE:
         return f"it has {len(config.widths)} stages, fewer than three"
     return f"it scans in {config.directions} directions" if config.directions > 1 else ""
 
@@ -298,7 +271,7 @@ class FusedGlacierSeg:
             pass
 
     def _rows(self, work: Callable[[int, int], None], count: int, *, whole: int = 1) -> None:
-        """Do work on all rows, cut into as many runs of whole tiles as there are threads."""
+        """Do work on all rows or groups, in as many runs of whole tiles as there are threads."""
         cuts = (np.linspace(0, count // whole, self.threads + 1).astype(int) * whole).tolist()
         self._each(work, cuts[:-1], cuts[1:])
 
@@ -311,9 +284,6 @@ class FusedGlacierSeg:
         together = _RUNS if self._pool else 1
         runs = [_Run(length, block) for _ in range(together)]
         state = np.zeros_like(block.rates)
-        count = len(state)
-        parts = np.unique(np.linspace(0, count, self.threads + 1).astype(int))
-        groups = [slice(int(a), int(b)) for a, b in pairwise(parts)]
         lead = np.zeros((block.reach, block.width), np.float32)
         for first in range(0, len(tokens), together * length):
             last = min(first + together * length, len(tokens))
@@ -322,12 +292,12 @@ class FusedGlacierSeg:
             leads = [lead, *(piece[-block.reach :].copy() for piece in pieces)]
             lead = leads.pop()
 
-            def scan(part: slice, pieces: list[Array] = pieces) -> None:
+            def scan(start: int, stop: int, pieces: list[Array] = pieces) -> None:
                 for piece, run in zip(pieces, runs, strict=False):
-                    block.scan(len(piece), part, state, run)
+                    block.scan(len(piece), start, stop, state, run)
 
             self._each(block.before_scan, pieces, leads, runs)
-            self._each(scan, groups)
+            self._rows(scan, len(state))
             self._each(block.after_scan, pieces, runs)
         return out
 
@@ -346,7 +316,7 @@ class FusedGlacierSeg:
             self._rows(partial(enlarge, k=k), len(image))
         height, width, _ = fine.shape
         logits = np.empty((height, width, head.classify_bias.size), np.float32)
-        self._rows(lambda a, b: head.rows(fine, coarse, a, b, logits), height, whole=_TILE)
+        self._rows(lambda a, b: head.rows(fine, coarse, a, b, logits), height, whole=passes.TILE)
         out = np.empty((self.config.classes, 2 * height, 2 * width), np.float32)
         self._rows(lambda a, b: kernels.doubled(logits, a, b, out), height)
         return out

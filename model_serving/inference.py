@@ -29,11 +29,10 @@ from model_serving.ensemble import Ensemble, Member, bits
 from model_serving.features import CHANNELS, raw_features
 from model_serving.folds import fold_map
 from model_serving.onnx_members import engine_probabilities
-from model_serving.patches import WindowPlan
+from model_serving.patches import MAP_HALO_PX, WindowPlan
 from model_serving.runtimes import Predictor, Runtime, choose_runtime
 
 __all__ = [
-    "MAP_HALO_PX",
     "ShardMapper",
     "create_map",
     "map_features",
@@ -44,8 +43,6 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-MAP_HALO_PX = 32
-# ^ how far beyond a shard its windows look: the overlap in which neighbouring windows are blended
 _LAYERS = ("probability", "spread", "votes", "voters")
 
 
@@ -141,7 +138,7 @@ class ShardMapper:
         self.runtime = runtime or choose_runtime(config=ensemble.config)
         self.workspace = workspace
         self.ensemble = ensemble
-        self.plan = WindowPlan(ensemble.window_px, ensemble.window_px - 2 * MAP_HALO_PX)
+        self.plan = ensemble.window_plan
         self._predictors: dict[str, Predictor] = {}
 
     def predictor(self, member: Member) -> Predictor:

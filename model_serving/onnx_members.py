@@ -14,6 +14,7 @@ import torch
 
 from catalog.cube import CLASSES
 from catalog.errors import UsageError
+from model_serving.extras import require
 
 __all__ = ["CLASS_NAMES", "check_onnx", "engine_probabilities"]
 
@@ -91,13 +92,9 @@ def check_onnx(data: bytes, *, where: str, channels: int, classes: int, window_p
 
 
 def _parsed(data: bytes, where: str) -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise UsageError(
-            f"{where} is an ONNX model; pip install 'glacier-inventory-engine[onnx]'",
-            kind="runtime-missing",
-        ) from error
+    require(f"the ONNX model {where}", "onnx")
+    import onnx
+
     try:
         model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)

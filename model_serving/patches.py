@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["WindowPlan"]
+__all__ = ["MAP_HALO_PX", "WindowPlan"]
+
+MAP_HALO_PX = 32
+# ^ how far beyond a shard its windows look: the overlap in which neighbouring windows are blended
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ A runtime is chosen once, when a run is planned, and enters the identity of ever
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from catalog.errors import UsageError
+from model_serving.extras import absent, require
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.selective_scan import available_backends
 
@@ -67,7 +67,7 @@ class Runtime:
             Where the packages are missing or the model cannot be read.
         """
         name = "openvino" if self.name == "openvino" else "onnx"
-        _require(name)
+        require(f"runtime {name}", *RUNTIMES[name])
         from model_serving.onnx_runtimes import OnnxRuntime, OpenVino
 
         if name == "openvino":
@@ -115,7 +115,7 @@ class _Torch:
 
 def missing(runtime: str) -> list[str]:
     """Packages that a runtime needs and that are not installed."""
-    return [name for name in RUNTIMES[runtime] if importlib.util.find_spec(name) is None]
+    return absent(*RUNTIMES[runtime])
 
 
 def choose_runtime(
@@ -166,7 +166,7 @@ def choose_runtime(
             "to openvino",
             kind="runtime-unfit",
         )
-    _require(name)
+    require(f"runtime {name}", *RUNTIMES[name])
     return Runtime(name, threads, precision)  # type: ignore[arg-type]
 
 
@@ -179,16 +179,6 @@ def _obstacle(config: GlacierSegConfig | None) -> str:
     from model_serving.fused import unfit
 
     return unfit(config)
-
-
-def _require(name: str) -> None:
-    absent = missing(name)
-    if absent:
-        raise UsageError(
-            f"runtime {name} needs {', '.join(absent)}, not installed here; "
-            "pip install 'glacier-inventory-engine[onnx]'",
-            kind="runtime-missing",
-        )
 
 
 def _version(package: str) -> str:

@@ -24,10 +24,18 @@ from model_serving.compiled.kernels import (
 )
 from model_serving.compiled.products import product, products
 
-__all__ = ["after_scan", "before_scan", "classify_rows", "convolved_rows", "involved_rows"]
+__all__ = [
+    "RING",
+    "TILE",
+    "after_scan",
+    "before_scan",
+    "classify_rows",
+    "convolved_rows",
+    "involved_rows",
+]
 
 _compiled = njit(nogil=True, boundscheck=False, cache=True, error_model="numpy")
-_TILE, _RING = 4, 6
+TILE, RING = 4, 6
 # ^ output rows of a Winograd tile, and the rows that it needs
 
 
@@ -96,17 +104,17 @@ def classify_rows(
     height, width, _ = fine.shape
     wide = bias.size
     for row in range(first - 1, last + 1):
-        target = ring[(row - first + 1) % _RING]
+        target = ring[(row - first + 1) % RING]
         if 0 <= row < height:
             product(fine[row], share, line)
             fuse_row(row, coarse, line, bias, target[1 : width + 1])
         else:
             target[:] = 0
-        top = row - _TILE
-        if top >= first and (top - first) % _TILE == 0:
-            winograd_in(ring, (top - first) % _RING, tiles)
+        top = row - TILE
+        if top >= first and (top - first) % TILE == 0:
+            winograd_in(ring, (top - first) % RING, tiles)
             products(tiles, smooth, weighed)
             winograd_out(weighed, smooth_bias, rows)
-            target_rows = out[top : top + _TILE].reshape(_TILE * width, out.shape[2])
-            product(rows.reshape(_TILE * width, wide), classify, target_rows)
+            target_rows = out[top : top + TILE].reshape(TILE * width, out.shape[2])
+            product(rows.reshape(TILE * width, wide), classify, target_rows)
     out[first:last] += classify_bias

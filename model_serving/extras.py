@@ -1,0 +1,31 @@
+"""Packages that not every installation has."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from catalog.errors import UsageError
+
+__all__ = ["absent", "require"]
+
+
+def absent(*packages: str) -> list[str]:
+    """Those of some packages that are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def require(what: str, *packages: str) -> None:
+    """Stop where something needs packages that are not installed.
+
+    Raises
+    ------
+    UsageError
+        Where one is missing; says what needs it and how to install it.
+    """
+    gone = absent(*packages)
+    if gone:
+        raise UsageError(
+            f"{what} needs {', '.join(gone)}, not installed here; "
+            "pip install 'glacier-inventory-engine[onnx]'",
+            kind="runtime-missing",
+        )
