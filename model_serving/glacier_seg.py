@@ -287,18 +287,27 @@ class GlacierSeg(nn.Module):
         ValueError
             Where height or width is not a multiple of ``config.stride``.
         """
+        return self.classified(self.features(x, backend=backend))
+
+    def features(self, x: torch.Tensor, *, backend: Backend = "auto") -> list[torch.Tensor]:
+        """What each stage makes of the input, ``(batch, width, y, x)``, finest first."""
         height, width = x.shape[-2:]
         if height % self.config.stride or width % self.config.stride:
             raise ValueError(
                 f"windows must be multiples of {self.config.stride} px, found {height} x {width}"
             )
         features = []
-        feature = x
         # Normalisation and scan stay in the input's precision; autocast reaches the head only,
         # which holds nine tenths of the arithmetic.
         with torch.autocast(x.device.type, enabled=False):
             for stage in self.stages:
-                feature = stage(feature, backend=backend)
-                features.append(feature)
+                x = stage(x, backend=backend)
+                features.append(x)
+        return features
+
+    def classified(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Class logits ``(batch, class, y, x)`` from :meth:`features`."""
         logits = self.head(features)
-        return functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        return functional.interpolate(
+            logits, scale_factor=2.0, mode="bilinear", align_corners=False
+        )

@@ -53,12 +53,17 @@ class Recipe:
 
     folds: int = 5
     seeds: int = 3
-    steps: int = 500
+    steps: int = 600
     batch: int = 4
     window_px: int = 192
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.98
+    restraint: float = 1e-3
+    """Weight of the mean square of what the stages put out (Merity et al. 2017, activation
+    regularisation). The head normalises these numbers, so nothing else keeps them from growing,
+    and a selective scan grows with the cube of its input: some members would end with a deepest
+    stage of which single windows are a hundred thousand times the rest."""
     resolution_m: float = 20.0
     serve_window_px: int = 320
     """Edge of the windows the members are served with, pixels."""
@@ -305,14 +310,16 @@ def _fit(sampler: WindowSampler, recipe: Recipe) -> tuple[GlacierSeg, list[float
     network.train()
     for step in range(recipe.steps):
         x, labels = sampler.batch()
-        # Half precision reaches the head only, see GlacierSeg.forward.
+        # Half precision reaches the head only, see GlacierSeg.features.
         with torch.autocast("cpu", torch.bfloat16):
-            logits = network(x.contiguous(memory_format=torch.channels_last))
+            features = network.features(x.contiguous(memory_format=torch.channels_last))
+            logits = network.classified(features)
         loss = cross_entropy_dice(logits, labels, weights=weights)
+        restraint = torch.stack([feature.square().mean() for feature in features]).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss.item()} at step {step}")
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + recipe.restraint * restraint).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
