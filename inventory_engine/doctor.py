@@ -15,13 +15,15 @@ import torch
 from rich.table import Table
 
 from catalog.errors import EngineError
-from model_serving.ensemble import Ensemble, load_ensemble
+from model_serving.ensemble import Ensemble, Member, load_ensemble
 from model_serving.runtimes import RUNTIMES, Runtime, choose_runtime, missing
 from model_serving.selective_scan import available_backends
 
 __all__ = ["Check", "examination_table", "examine", "machine_facts"]
 
 _WINDOW_PX = 256
+_Subject = tuple[Ensemble, Member, Any]
+# ^ what is tried: a member of an ensemble on a window
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,10 @@ class Check:
     chosen: bool
     note: str
     milliseconds: float | None = None
-    """For one window of 256 px on one thread; None where it cannot run."""
+    """For one window on one thread; None where it cannot run."""
     difference: float | None = None
-    """Largest difference of a logit from torch, relative to the largest logit."""
+    """Largest difference of a logit from torch (of a brought ONNX model: from onnxruntime),
+    relative to the largest logit."""
 
 
 def machine_facts() -> dict[str, str]:
@@ -61,7 +64,7 @@ def _why_no_gpu() -> str:
 
 
 def examine(ensemble: str = "default") -> list[Check]:
-    """Run one member of an ensemble in every runtime.
+    """Run one member of an ensemble in every runtime: one of ours, where it has any.
 
     Raises
     ------
@@ -70,19 +73,23 @@ def examine(ensemble: str = "default") -> list[Check]:
     """
     loaded = load_ensemble(ensemble)
     chosen = choose_runtime(config=loaded.config).name
-    shape = (len(loaded.card["channels"]), _WINDOW_PX, _WINDOW_PX)
+    member = min(loaded.members, key=lambda m: m.is_onnx)
+    edge = loaded.window_px if member.is_onnx else _WINDOW_PX
+    # ^ a network that somebody brought may take no other window than its own
+    shape = (len(member.channels), edge, edge)
     window = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    truth = _outcome(loaded, Runtime("torch"), window)[0]
-    return [_check(name, name == chosen, loaded, window, truth) for name in RUNTIMES]
+    subject = (loaded, member, window)
+    truth = _outcome(*subject, Runtime("onnx" if member.is_onnx else "torch"))[0]
+    return [_check(name, name == chosen, subject, truth) for name in RUNTIMES]
 
 
-def _check(name: str, chosen: bool, ensemble: Ensemble, window: Any, truth: Any) -> Check:
+def _check(name: str, chosen: bool, subject: _Subject, truth: Any) -> Check:
     absent = missing(name)
     if absent:
         return Check(name, chosen, f"not installed: {', '.join(absent)}")
     try:
-        runtime = choose_runtime(name, config=ensemble.config)
-        found, seconds = _outcome(ensemble, runtime, window)
+        runtime = choose_runtime(name, config=subject[0].config)
+        found, seconds = _outcome(*subject, runtime)
     except EngineError as error:
         return Check(name, chosen, str(error))
     difference = float(np.abs(found - truth).max() / np.abs(truth).max())
@@ -90,8 +97,10 @@ def _check(name: str, chosen: bool, ensemble: Ensemble, window: Any, truth: Any)
     return Check(name, chosen, note, seconds * 1000, difference)
 
 
-def _outcome(ensemble: Ensemble, runtime: Runtime, window: Any) -> tuple[Any, float]:
-    predict = ensemble.predictor(ensemble.members[0], runtime)
+def _outcome(
+    ensemble: Ensemble, member: Member, window: Any, runtime: Runtime
+) -> tuple[Any, float]:
+    predict = ensemble.predictor(member, runtime)
     predict(window)  # the first call compiles
     times = []
     for _ in range(3):
@@ -103,7 +112,7 @@ def _outcome(ensemble: Ensemble, runtime: Runtime, window: Any) -> tuple[Any, fl
 
 def examination_table(checks: list[Check]) -> Table:
     """Lay the checks out for the terminal."""
-    table = Table(title="runtimes, one window of 256 px on one thread", title_justify="left")
+    table = Table(title="runtimes, one window on one thread", title_justify="left")
     for column in ("runtime", "ms", "differs by", ""):
         table.add_column(column, justify="left" if column in {"runtime", ""} else "right")
     for check in checks:

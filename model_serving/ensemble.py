@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,16 @@ def load_ensemble(name_or_path: str | Path = "default") -> Ensemble:
             f"{folder / CARD}: area_calibration needs positive factors, found {factors}",
             kind="ensemble-mismatch",
         )
+    twice = [
+        f"{a.name} and {b.name}"
+        for a, b in combinations(members, 2)
+        if a.name == b.name or (a.sha256, a.orientation) == (b.sha256, b.orientation)
+    ]
+    if twice:
+        raise UsageError(
+            f"{folder / CARD}: {', '.join(twice)} are one member, which must not vote twice",
+            kind="ensemble-mismatch",
+        )
     shapes = {} if ensemble.config is None else _shapes(ensemble.config)
     for member in members:
         # Before any work: an ensemble that cannot map must not be found out after the cubes.
@@ -450,6 +461,14 @@ def _check_tensors(tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Siz
         if not value.is_floating_point():
             raise UsageError(
                 f"weights are damaged: {name} is {value.dtype}", kind="weights-damaged"
+            )
+        if not bool(value.isfinite().all()) or (
+            name.endswith("running_var") and bool((value < 0).any())
+        ):
+            # An infinite variance switches off what it normalises, and every map looks all right.
+            raise UsageError(
+                f"weights are damaged: {name} holds numbers that no training leaves behind",
+                kind="weights-damaged",
             )
 
 

@@ -43,7 +43,7 @@ def raw_features(optical: Array, sar: Array | None, terrain: Array | None) -> Ar
     sar : ``(2, y, x)`` uint16, optional
         Stored backscatter ((dB + 50) times 1000), 0 = no data.
     terrain : ``(4, y, x)`` float32, optional
-        Elevation, slope, relative elevation, curvature; NaN = no data.
+        Elevation, slope, relative elevation, curvature; NaN or infinite = no data.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def raw_features(optical: Array, sar: Array | None, terrain: Array | None) -> Ar
         level = sar.astype(np.float32) * np.float32(1e-3) - np.float32(50)
         out[GROUPS["sar"]] = np.where((sar > 0).all(axis=0), level, np.nan)
     if terrain is not None:
-        out[GROUPS["terrain"]] = terrain[1:]
+        out[GROUPS["terrain"]] = np.where(np.isfinite(terrain[1:]), terrain[1:], np.nan)
     return out
 
 

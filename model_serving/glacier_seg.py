@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -60,6 +60,10 @@ class GlacierSegConfig:
     both ways. All share their weights and are averaged, so that the parameters stay the same."""
     drop_path: float = 0.2
     """Rate at which the last stage drops a residual branch in training; earlier stages less."""
+
+    def __post_init__(self) -> None:
+        if self.directions not in get_args(Directions):
+            raise ValueError(f"directions {self.directions} are none of {get_args(Directions)}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of :meth:`from_dict`."""

@@ -360,6 +360,8 @@ def network(**values):
         (member(ice_offset=float("nan")), "ice_offset nan"),
         (member(ice_offset=1e9), "ice_offset 1000000000"),
         (member(fold="12"), "no whole number"),
+        (lambda card: card["members"].append(card["members"][0]), "must not vote twice"),
+        (lambda card: card["members"].append(card["members"][0] | {"name": "new"}), "vote twice"),
         (whole(window_px=100), "multiple of 16"),
         (whole(window_px=64), "more than 64"),
         (whole(window_px=0), "more than 64"),
@@ -370,6 +372,7 @@ def network(**values):
         (network(widths=[]), "no network of the shape"),
         (network(kernel=0), "no network of the shape"),
         (network(expand=2.5), "no network of the shape"),
+        (network(directions=3), "directions 3"),
     ],
 )
 def test_a_card_of_impossible_numbers_is_refused_before_any_work(folder, change, words):
@@ -391,6 +394,24 @@ def test_weights_that_do_not_fit_are_found_out_before_any_work(seed, folder):
         load_ensemble(folder)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("head.project.3.1.running_var", float("inf")),
+        ("head.project.3.1.running_var", -1.0),
+        ("stages.0.embed.mix.weight", float("nan")),
+        ("stages.3.scan.log_rate", float("-inf")),
+    ],
+)
+def test_numbers_that_no_training_leaves_behind_are_refused(folder, name, value):
+    tensors = load((folder / WEIGHTS).read_bytes())
+    tensors[name].view(-1)[-1] = value
+    replace_weights(folder, save(tensors), believed=True)
+    with pytest.raises(UsageError, match=f"damaged: {name}") as caught:
+        load_ensemble(folder)
+    assert caught.value.kind == "weights-damaged"
 
 
 def test_a_variance_beyond_half_precision_survives_being_stored():
@@ -502,6 +523,7 @@ def test_a_hostile_tile_gives_finite_probabilities_and_missing_counts_as_the_mea
     assert (np.isnan(raw[GROUPS["optical"]]) == ~seen).all()
     inputs = mapped.normalisation.apply(raw)
     assert np.isfinite(inputs).all()
+    assert not np.isinf(raw).any()
     assert (inputs[np.isnan(raw)] == 0).all()
     probability = mapped(raw)
     assert np.isfinite(probability).all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -188,6 +190,29 @@ def test_an_exported_ensemble_is_an_ensemble_and_maps_the_same(name, tmp_path):
         assert np.abs(found - truth).max() < 1e-4 * np.abs(truth).max()
     again = export_ensemble(load_ensemble(tmp_path / "out"), tmp_path / "copy")
     assert [f.read_bytes() for f in again] == [f.read_bytes() for f in files]
+
+
+def test_the_doctor_gives_a_brought_network_the_windows_that_it_takes(tmp_path):
+    checks = {check.name: check for check in examine(str(brought(tmp_path, edges=[128, 128])))}
+    assert [c.name for c in checks.values() if c.chosen] == ["onnx"]
+    assert checks["onnx"].difference == 0
+    assert "it is an ONNX model" in checks["fused"].note
+
+
+def test_a_machine_without_numba_maps_in_torch(tmp_path):
+    code = (
+        "import sys\n"
+        "sys.modules |= {'numba': None, 'llvmlite': None}\n"
+        "import numpy as np\n"
+        "from model_serving.ensemble import load_ensemble\n"
+        "from model_serving.runtimes import choose_runtime\n"
+        f"ensemble = load_ensemble({str(write_ensemble(tmp_path / 'ensemble'))!r})\n"
+        "runtime = choose_runtime(config=ensemble.config)\n"
+        "scores = ensemble.predictor(ensemble.members[0], runtime)(np.zeros((11, 64, 64), 'f4'))\n"
+        "print(runtime.name, np.isfinite(scores).all(), runtime.fingerprint()['scan'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["torch", "True", "torch"], done.stderr
 
 
 def test_the_doctor_tries_what_it_recommends():
