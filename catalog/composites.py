@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ from catalog.cube import (
 )
 from catalog.errors import DataError, SetAside
 from catalog.grid import RegionGrid, Shard
-from catalog.masks import mask_halo, usable_pixels
+from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
 from catalog.sensors import BandSource, Scene, boxes_meet
 from catalog.stacks import Tile, read_bands, shard_tiles
 
@@ -315,8 +315,11 @@ def _read_scene(
     if scene.mask is not None:
         size = tile.grid.resolution_m
         wide = tile.widened(mask_halo(size))
-        classes = read_bands(assets, [scene.mask], wide, dtype="uint8", categories=True)[0]
-        usable &= usable_pixels(classes, resolution_m=size)
+        kind = cast(MaskKind, scene.mask.role)
+        classes = read_bands(assets, [scene.mask], wide, dtype=MASK_DTYPES[kind], categories=True)[
+            0
+        ]
+        usable &= usable_pixels(classes, resolution_m=size, kind=kind)
     return pixels, usable
 
 

@@ -39,6 +39,25 @@ _SENTINEL2_SCALE = 1e-4
 _SENTINEL2_OFFSET = -0.1
 # ^ since processing baseline 04.00, BOA_ADD_OFFSET is -1000 in every band
 _SENTINEL2_OFFSET_SINCE = 4.0
+_LANDSAT_COLLECTION = "landsat-c2-l2"
+_LANDSAT_KEYS = {
+    "blue": ("blue",),
+    "green": ("green",),
+    "red": ("red",),
+    "nir": ("nir08",),
+    "swir1": ("swir16",),
+    "swir2": ("swir22",),
+}
+_LANDSAT_SENSORS = {
+    "landsat-4": "landsat-tm",
+    "landsat-5": "landsat-tm",
+    "landsat-7": "landsat-etm",
+    "landsat-8": "landsat-oli",
+    "landsat-9": "landsat-oli",
+}
+_LANDSAT_SCALE, _LANDSAT_OFFSET = 2.75e-5, -0.2
+# ^ surface reflectance of Collection 2 Level 2 (USGS LSDS-1619, section 5): the same for all of it
+_LANDSAT_QA_FILL = 1.0
 _SAR_KEYS = {"vv": ("vv",), "vh": ("vh",)}
 _SAR_NODATA = -32768.0
 _DEM_KEYS = {"elevation": ("data",)}
@@ -50,7 +69,7 @@ class BandSource:
     """One single-band raster of a scene, and how its pixels become physical values."""
 
     role: str
-    """What it shows: a band name of the store, or ``mask``."""
+    """What it shows: a band name of the store, or the kind of a mask, see ``catalog.masks``."""
     asset: str
     """Key of the asset in the item."""
     href: str
@@ -82,7 +101,7 @@ class Scene:
     """ISO 8601 in UTC, for example ``2024-08-12T10:15:20Z``; empty for a DEM without a date."""
     bands: tuple[BandSource, ...]
     mask: BandSource | None
-    """The scene classification, where there is one."""
+    """Its classification of cloud and shadow, where there is one."""
     bbox: LonLatBox
     """West, south, east, north in degrees; west > east where it crosses the antimeridian."""
     sun_azimuth: float | None
@@ -158,6 +177,8 @@ def describe_item(item: Mapping[str, Any] | pystac.Item) -> Scene:
     collection = str(values.get("collection") or "")
     if collection in _SENTINEL2_COLLECTIONS:
         return _describe_sentinel2(values)
+    if collection == _LANDSAT_COLLECTION:
+        return _describe_landsat(values)
     if collection == "sentinel-1-rtc":
         return _describe_sar(values)
     if collection.startswith("cop-dem-glo-"):
@@ -170,7 +191,8 @@ def describe_item(item: Mapping[str, Any] | pystac.Item) -> Scene:
         )
     raise DataError(
         f"{values['id']}: collection {collection!r} is not supported; supported are "
-        f"{', '.join(_SENTINEL2_COLLECTIONS)}, sentinel-1-rtc and cop-dem-glo-30",
+        f"{', '.join(_SENTINEL2_COLLECTIONS)}, {_LANDSAT_COLLECTION}, sentinel-1-rtc and "
+        "cop-dem-glo-30",
         kind="unsupported-sensor",
     )
 
@@ -196,7 +218,7 @@ def _describe_sentinel2(item: Mapping[str, Any]) -> Scene:
     mask = None
     for key in _SENTINEL2_MASK_KEYS:
         if isinstance(item["assets"].get(key), Mapping):
-            mask = _band_source(item, "mask", key=key, scale=1.0, offset=0.0, nodata=0.0)
+            mask = _band_source(item, "scl", key=key, scale=1.0, offset=0.0, nodata=0.0)
             break
     return _scene(
         item,
@@ -237,6 +259,54 @@ def _sentinel2_offset(
             kind="radiometry-doubtful",
         )
     return declared
+
+
+def _describe_landsat(item: Mapping[str, Any]) -> Scene:
+    """Landsat 4 to 9, Collection 2 Level 2.
+
+    Tier RT is refused: its radiometry is provisional, and the final product replaces it.
+    """
+    properties = item["properties"]
+    platform = str(properties.get("platform") or "")
+    if platform not in _LANDSAT_SENSORS:
+        raise _bad(item, "platform", platform, f"one of {', '.join(_LANDSAT_SENSORS)}")
+    tier, correction = (
+        str(properties.get(f"landsat:{name}") or "")
+        for name in ("collection_category", "correction")
+    )
+    if tier not in ("T1", "T2"):
+        raise _bad(item, "landsat:collection_category", tier, "T1 or T2")
+    if correction not in ("L2SP", "L2SR"):
+        raise _bad(item, "landsat:correction", correction, "L2SP or L2SR, surface reflectance")
+    bands = []
+    for role, keys in _LANDSAT_KEYS.items():
+        key, asset = _asset(item, keys)
+        scale, offset = (_band_number(item, asset, name) for name in ("scale", "offset"))
+        if (scale, offset) not in ((None, None), (_LANDSAT_SCALE, _LANDSAT_OFFSET)):
+            raise DataError(
+                f"{item['id']}: asset {key} has scale {scale} and offset {offset}; all of Landsat "
+                f"Collection 2 Level 2 has {_LANDSAT_SCALE} and {_LANDSAT_OFFSET}",
+                kind="radiometry-doubtful",
+            )
+        bands.append(
+            _band_source(
+                item,
+                role,
+                key=key,
+                scale=_LANDSAT_SCALE,
+                offset=_LANDSAT_OFFSET,
+                nodata=_nodata(item, asset, 0.0),
+            )
+        )
+    key, asset = _asset(item, ("qa_pixel",))
+    nodata = _nodata(item, asset, _LANDSAT_QA_FILL)
+    return _scene(
+        item,
+        "optical",
+        sensor=_LANDSAT_SENSORS[platform],
+        bands=bands,
+        mask=_band_source(item, "qa_pixel", key=key, scale=1.0, offset=0.0, nodata=nodata),
+    )
 
 
 def _describe_sar(item: Mapping[str, Any]) -> Scene:

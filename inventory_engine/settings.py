@@ -507,7 +507,7 @@ catalog:
   # A STAC API, or the path of a static catalogue or item collection.
   url: https://earth-search.aws.element84.com/v1
   collections:
-    optical: [sentinel-2-l2a]
+    optical: [sentinel-2-l2a]       # and landsat-c2-l2, for seasons before 2016
     # sar: [sentinel-1-rtc]         # terrain-corrected radar only
     dem: [cop-dem-glo-30]
   # allowed: [my-host.org, /data]   # hosts and folders files may be read from

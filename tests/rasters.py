@@ -140,6 +140,51 @@ def optical_item(
     )
 
 
+def landsat_item(
+    folder: Path,
+    name: str,
+    *,
+    when: str,
+    paint: Paint | Mapping[str, Paint] | float = 0.3,
+    quality: Paint | int = 1 << 6,
+    platform: str = "landsat-8",
+) -> dict[str, Any]:
+    """Landsat Collection 2 Level 2 item as both catalogues shape it; NaN for no data."""
+    frame, edge = utm_frame(pixel=30)
+    x, y = centres(frame, edge)
+    assets = {}
+    for role, key in (KEYS | {"nir": "nir08"}).items():
+        one = paint[role] if isinstance(paint, Mapping) else paint
+        values = one(x, y) if callable(one) else np.full(x.shape, float(one))
+        pixels = np.where(np.isnan(values), 0, np.rint((values + 0.2) / 2.75e-5)).astype(np.uint16)
+        path = write_tif(folder / name / f"{key}.tif", pixels, frame, nodata=0)
+        assets[key] = _asset(path, frame, edge) | {
+            "raster:bands": [
+                {"nodata": 0, "data_type": "uint16", "scale": 2.75e-05, "offset": -0.2}
+            ]
+        }
+    bits = (quality(x, y) if callable(quality) else np.full(x.shape, quality)).astype(np.uint16)
+    path = write_tif(folder / name / "qa_pixel.tif", bits, frame, nodata=1)
+    assets["qa_pixel"] = _asset(path, frame, edge) | {
+        "raster:bands": [{"nodata": 1, "data_type": "uint16", "unit": "bit index"}]
+    }
+    return _item(
+        name,
+        "landsat-c2-l2",
+        when,
+        assets,
+        frame,
+        edge,
+        UTM,
+        {
+            "platform": platform,
+            "landsat:correction": "L2SP",
+            "landsat:collection_category": "T1",
+            "eo:cloud_cover": 10.0,
+        },
+    )
+
+
 def sar_item(folder: Path, name: str, *, when: str, paint: Paint | float) -> dict[str, Any]:
     frame, edge = utm_frame()
     x, y = centres(frame, edge)

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from pyproj import Transformer
-from rasters import CENTRE, KEYS, UTM, optical_item, sar_item, small_grid, utm_frame, write_tif
+from rasters import (
+    CENTRE,
+    KEYS,
+    UTM,
+    landsat_item,
+    optical_item,
+    sar_item,
+    small_grid,
+    utm_frame,
+    write_tif,
+)
 from servers import Answer, file_script, scripted_server
 
 from catalog import composites
@@ -540,6 +550,59 @@ def test_each_class_of_the_scene_classification_is_kept_or_not(value: int, usabl
     assert found.shape == (3, 3)
     assert found.all() == bool(usable)
     assert found.any() == bool(usable)
+
+
+@pytest.mark.parametrize(
+    ("bits", "usable"),
+    [
+        (0, 0),  # not seen
+        (1 << 1, 0),  # around a cloud
+        (1 << 2, 1),  # cirrus: snow of high mountains is taken for it
+        (1 << 3, 0),  # cloud
+        (1 << 4, 0),  # its shadow
+        (1 << 5, 1),  # snow and ice
+        (1 << 6, 1),  # clear
+        (1 << 7, 1),  # water
+        (1 << 6 | 1 << 3, 0),
+        (0b0101_0101_0110_0000, 1),  # clear snow, all confidences low
+    ],
+)
+def test_each_bit_of_landsat_quality_is_kept_or_not(bits: int, usable: int) -> None:
+    halo = mask_halo(30)
+    quality = np.full((2 * halo + 3, 2 * halo + 3), bits, np.uint16)
+    found = usable_pixels(quality, resolution_m=30, kind="qa_pixel")
+    assert found.shape == (3, 3)
+    assert found.all() == found.any() == bool(usable)
+
+
+def test_landsat_and_sentinel_2_of_one_season_make_one_composite(tmp_path: Path) -> None:
+    """Scan gaps of Landsat 7 and a cloud are filled by Sentinel-2."""
+    x, y = grid_places(middle(small_grid()))
+    edge = x.mean()
+
+    def gap(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.where((y // 300) % 4 == 0, NAN, 0.25)
+
+    def cloud(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.where(x > edge, 1 << 3, 1 << 6)
+
+    landsat = landsat_item(
+        tmp_path, "LE07", when=day(1), paint=gap, quality=cloud, platform="landsat-7"
+    )
+    alone, outcome = compose(tmp_path, [landsat], name="alone")
+    seen = alone["observations"] > 0
+    assert 0.2 < seen.mean() < 0.5
+    assert outcome.facts["without_mask"] == []
+    assert (alone["optical"][:, seen] == 3500).all()
+    assert not alone["optical"][:, ~seen].any()
+    assert not seen[x > edge - 30].any()
+    assert not seen[(y // 300) % 4 == 0].any()
+    sentinel = optical_item(tmp_path, "S2A", when=day(2), paint=0.26)
+    both, _ = compose(tmp_path, [landsat, sentinel], name="both")
+    assert (both["observations"] == 1 + seen).all()
+    assert (both["optical"][:, seen] == 3500).all()  # the darker of two looks
+    assert (both["optical"][:, ~seen] == 3600).all()
+    assert (both["date"][~seen] == days_since_1970(2)).all()
 
 
 def test_the_halo_is_wide_enough_that_a_cloud_beyond_it_does_not_matter() -> None:

@@ -9,7 +9,7 @@ import pystac
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasters import dem_item, optical_item, sar_item
+from rasters import dem_item, landsat_item, optical_item, sar_item
 
 from catalog.errors import DataError
 from catalog.sensors import Scene, boxes_meet, describe_item
@@ -72,6 +72,28 @@ def test_real_sentinel2_items_say_how_pixels_become_reflectance(name: str, offse
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     "name",
+    [
+        "earth-search_landsat-c2-l2.json",
+        "planetary-computer_landsat-c2-l2.json",
+        "planetary-computer_landsat-c2-l2_4items.json",
+    ],
+)
+def test_real_landsat_items_say_how_pixels_become_reflectance(name: str) -> None:
+    for item in real_items(name):
+        scene = describe_item(item)
+        assert (scene.kind, scene.sensor) == ("optical", "landsat-oli")
+        assert tuple(band.role for band in scene.bands) == ROLES
+        assert {(b.scale, b.offset, b.nodata) for b in scene.bands} == {(2.75e-5, -0.2, 0.0)}
+        assert scene.mask is not None
+        assert (scene.mask.role, scene.mask.asset, scene.mask.nodata) == ("qa_pixel",) * 2 + (1.0,)
+        assert {band.crs for band in scene.bands} == {f"EPSG:{item['properties']['proj:epsg']}"}
+        assert scene.cloud_percent is not None
+        assert scene.sun_elevation is not None
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    "name",
     ["planetary-computer_sentinel-1-rtc.json", "planetary-computer_sentinel-1-rtc_4items.json"],
 )
 def test_real_terrain_corrected_radar_is_linear_gamma0(name: str) -> None:
@@ -112,9 +134,6 @@ def test_real_elevation_models_are_described_even_over_the_antimeridian(name: st
     ("name", "kind"),
     [
         ("earth-search_sentinel-1-grd.json", "not-terrain-corrected"),
-        ("earth-search_landsat-c2-l2.json", "unsupported-sensor"),
-        ("planetary-computer_landsat-c2-l2.json", "unsupported-sensor"),
-        ("planetary-computer_landsat-c2-l2_4items.json", "unsupported-sensor"),
         ("planetary-computer_landsat-8-c2-l2.json", "unsupported-sensor"),
     ],
 )
@@ -211,6 +230,33 @@ def test_an_item_without_classification_has_no_mask(item: dict) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "kind", "says"),
+    [
+        ({"platform": "landsat-3"}, "bad-item", "landsat-4, landsat-5"),
+        ({"landsat:collection_category": "RT"}, "bad-item", "'RT', expected T1 or T2"),
+        ({"landsat:correction": "L1TP"}, "bad-item", "expected L2SP or L2SR"),
+    ],
+)
+def test_landsat_that_is_no_final_surface_reflectance_is_refused(
+    tmp_path: Path, change: dict, kind: str, says: str
+) -> None:
+    item = landsat_item(tmp_path, "LE07", when="2005-08-12T10:15:20Z", platform="landsat-7")
+    assert describe_item(item).sensor == "landsat-etm"
+    item["properties"].update(change)
+    with pytest.raises(DataError, match=says) as caught:
+        describe_item(item)
+    assert caught.value.kind == kind
+
+
+def test_landsat_scaled_in_another_way_is_doubtful(tmp_path: Path) -> None:
+    item = landsat_item(tmp_path, "LT05", when="1990-08-12T10:15:20Z", platform="landsat-5")
+    item["assets"]["red"]["raster:bands"][0].update(scale=1e-4, offset=0)
+    with pytest.raises(DataError, match="asset red has scale") as caught:
+        describe_item(item)
+    assert caught.value.kind == "radiometry-doubtful"
+
+
+@pytest.mark.parametrize(
     "bad", ["../../etc", "", "a b", "a\nb", "x" * 200, "a%2fb", ".hidden", None, 7, "a\0"]
 )
 def test_an_id_that_could_leave_the_store_is_refused(item: dict, bad: object) -> None:
@@ -245,7 +291,8 @@ def test_the_fingerprint_ignores_hosts_signatures_and_folders_only(item: dict) -
 def test_scenes_survive_json(tmp_path: Path, item: dict) -> None:
     radar = sar_item(tmp_path, "S1A", when="2024-08-02T05:00:00Z", paint=0.1)
     dem = dem_item(tmp_path, "DEM", paint=lambda x, y: x + y, west=10.75, south=46.75)
-    for one in (item, radar, dem):
+    landsat = landsat_item(tmp_path, "LC08", when="2024-08-02T10:00:00Z")
+    for one in (item, radar, dem, landsat):
         scene = describe_item(one)
         assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
 
