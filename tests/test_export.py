@@ -18,6 +18,7 @@ from catalog.errors import UsageError
 from model_serving.ensemble import CARD, Member, load_ensemble
 from model_serving.export import OPSET, export, to_onnx
 from model_serving.features import raw_features
+from model_serving.fused import FusedGlacierSeg
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.onnx_runtimes import OnnxRuntime, OpenVino
 
@@ -393,7 +394,7 @@ def test_the_modules_are_imported_without_the_optional_packages():
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not KHUMBU.is_dir(), reason=f"no real data in {DATA}")
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", [*RUNTIMES, "fused"])
 def test_windows_of_real_scenes_have_the_logits_of_torch(
     runtime: str,
     member: Member,
@@ -401,7 +402,9 @@ def test_windows_of_real_scenes_have_the_logits_of_torch(
     model: Any,
     record_property: Callable[[str, object], None],
 ):
-    run = RUNTIMES[runtime](model.SerializeToString(), threads=1)
+    run: Any = FusedGlacierSeg(trained)
+    if runtime != "fused":
+        run = RUNTIMES[runtime](model.SerializeToString(), threads=1)
     differences, equal = [], []
     for season in SEASONS:
         scene = member.normalisation.apply(khumbu(season))
@@ -419,6 +422,7 @@ def test_windows_of_real_scenes_have_the_logits_of_torch(
         f"equal pixels {np.mean(equal):.6f}",
     )
     assert max(differences) < 1e-4
+    assert np.mean(equal) > 0.999
 
 
 def khumbu(season: str) -> np.ndarray:
