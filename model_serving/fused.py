@@ -6,7 +6,9 @@ in runs short enough to stay in the cache, the scan carrying its state from run 
 convolution of the head is done by Winograd's minimal filtering a few rows at a time, so that no map
 of its 128 channels is ever held. The loops are in :mod:`model_serving.compiled`.
 
-Work is cut into the same pieces however many threads share it: any number gives the same bytes.
+Work is cut into the same pieces however many threads share it: any number gives the same bytes. A
+thread keeps a run of tokens to itself, so that its numbers stay in the cache of one core; only the
+state of the scan is handed to the thread that has the next run.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -39,8 +42,6 @@ Array = npt.NDArray[np.float32]
 
 _RUN = 16384
 # ^ numbers of a run of tokens at the width of its stage: its buffers fill half a megabyte
-_RUNS = 8
-# ^ runs that threads share at a time
 
 
 def _stored(values: npt.NDArray[np.float64]) -> Array:
@@ -137,12 +138,12 @@ class _Block:
             run.normal, run.split, run.u, run.select,
         )  # fmt: skip
 
-    def scan(self, count: int, start: int, stop: int, state: Array, run: _Run) -> None:
-        """Scan the groups of sixteen channels from ``start`` to ``stop``."""
+    def scan(self, count: int, state: Array, run: _Run) -> None:
+        """Scan a run of tokens from the state that the run before it left."""
         gate = run.split[self.reach : self.reach + count]
         scan_gated(
             run.u[:count], gate, run.select[:count], self.step,
-            self.step_bias, self.rates, self.direct, start, stop, state,
+            self.step_bias, self.rates, self.direct, state,
             run.mixed[:count],
         )  # fmt: skip
 
@@ -227,6 +228,8 @@ class FusedGlacierSeg:
         self._blocks = [_Block(stage) for stage in stages]
         self._head = _Head(network)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._one_window = Lock()
+        # ^ runs of two windows in one pool would wait for each other
 
     def __call__(self, window: Array) -> Array:
         """Class logits of one window.
@@ -255,6 +258,11 @@ class FusedGlacierSeg:
                 f"windows must be {self.config.channels} channels and multiples of "
                 f"{self.config.stride} px, found {window.shape}"
             )
+        with self._one_window:
+            return self._run(window)
+
+    def _run(self, window: Array) -> Array:
+        channels, height, width = window.shape
         image = np.zeros((height, width, -(-channels // WIDTH) * WIDTH), np.float32)
         planes = np.ascontiguousarray(window, np.float32)
         self._rows(lambda a, b: kernels.interleave(planes, a, b, image), height)
@@ -271,7 +279,7 @@ class FusedGlacierSeg:
             pass
 
     def _rows(self, work: Callable[[int, int], None], count: int, *, whole: int = 1) -> None:
-        """Do work on all rows or groups, in as many runs of whole tiles as there are threads."""
+        """Do work on all rows, in as many runs of whole tiles as there are threads."""
         cuts = (np.linspace(0, count // whole, self.threads + 1).astype(int) * whole).tolist()
         self._each(work, cuts[:-1], cuts[1:])
 
@@ -281,24 +289,29 @@ class FusedGlacierSeg:
         self._rows(lambda a, b: embed.rows(image, a, b, out), height)
         tokens = out.reshape(-1, block.width)
         length = max(1, _RUN // block.width)
-        together = _RUNS if self._pool else 1
-        runs = [_Run(length, block) for _ in range(together)]
+        pieces = [tokens[i : i + length] for i in range(0, len(tokens), length)]
+        # The tokens are overwritten by the time the next run looks back at them.
+        ends = [piece[-block.reach :].copy() for piece in pieces[:-1]]
+        leads = [np.zeros((block.reach, block.width), np.float32), *ends]
         state = np.zeros_like(block.rates)
-        lead = np.zeros((block.reach, block.width), np.float32)
-        for first in range(0, len(tokens), together * length):
-            last = min(first + together * length, len(tokens))
-            pieces = [tokens[i : min(i + length, last)] for i in range(first, last, length)]
-            # The tokens are overwritten by the time the next run looks back at them.
-            leads = [lead, *(piece[-block.reach :].copy() for piece in pieces)]
-            lead = leads.pop()
+        turns = [Event() for _ in range(len(pieces) + 1)]
+        turns[0].set()
 
-            def scan(start: int, stop: int, pieces: list[Array] = pieces) -> None:
-                for piece, run in zip(pieces, runs, strict=False):
-                    block.scan(len(piece), start, stop, state, run)
+        def every_nth(first: int) -> None:
+            run = _Run(length, block)
+            try:
+                for i in range(first, len(pieces), self.threads):
+                    block.before_scan(pieces[i], leads[i], run)
+                    turns[i].wait()
+                    block.scan(len(pieces[i]), state, run)
+                    turns[i + 1].set()
+                    block.after_scan(pieces[i], run)
+            except BaseException:
+                for turn in turns:
+                    turn.set()  # the others must not wait for ever
+                raise
 
-            self._each(block.before_scan, pieces, leads, runs)
-            self._rows(scan, len(state))
-            self._each(block.after_scan, pieces, runs)
+        self._each(every_nth, range(self.threads))
         return out
 
     def _classified(self, features: list[Array]) -> Array:

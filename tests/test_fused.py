@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,32 @@ def test_any_number_of_threads_gives_the_same_bytes():
     for form in forms:
         assert form(window).tobytes() == first
         assert form(window).tobytes() == first
+
+
+def test_windows_asked_for_by_several_threads_at_once_do_not_meet():
+    form = FusedGlacierSeg(network_of(GlacierSegConfig()), threads=2)
+    windows = np.random.default_rng(5).normal(size=(8, 11, 64, 64)).astype(np.float32)
+    alone = [form(window).tobytes() for window in windows]
+    with ThreadPoolExecutor(4) as pool:
+        assert [found.tobytes() for found in pool.map(form, windows)] == alone
+
+
+def test_a_fault_in_one_thread_ends_the_window_and_not_the_next(monkeypatch):
+    form = FusedGlacierSeg(network_of(GlacierSegConfig()), threads=3)
+    window = np.random.default_rng(6).normal(size=(11, 256, 256)).astype(np.float32)
+    before = form(window).tobytes()
+    block, calls = form._blocks[0], iter(range(100))
+
+    def fails_once(*arguments):
+        if next(calls) == 7:
+            raise MemoryError("no room")
+        type(block).before_scan(block, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(block, "before_scan", fails_once)
+        with pytest.raises(MemoryError, match="no room"):
+            form(window)
+    assert form(window).tobytes() == before
 
 
 def test_windows_before_leave_nothing_behind():

@@ -84,7 +84,7 @@ def _forward(u: Any, delta: Any, rates: Any, B: Any, C: Any, D: Any, y: Any, sav
 @njit(nogil=True, boundscheck=False, cache=True, error_model="numpy")
 def scan_gated(
     u: Any, gate: Any, select: Any, weight: Any, bias: Any, rates: Any, direct: Any,
-    first: int, last: int, h: Any, y: Any,
+    h: Any, y: Any,
 ) -> None:  # fmt: skip  # pragma: no cover - compiled
     """Step size, scan and gate of a run of tokens in one pass; ``h`` carries the state along.
 
@@ -102,8 +102,6 @@ def scan_gated(
         See :func:`rate_lanes`.
     direct : ``(channel,)`` float32
         Direct path.
-    first, last
-        Groups of sixteen channels to scan.
     h : ``(channel / 16, state, 16)`` float32
         State before the first token; afterwards that of the last.
     """
@@ -113,7 +111,7 @@ def scan_gated(
     size = states * WIDTH
     columns = gate.shape[1]
     steps = np.empty((_AHEAD, WIDTH), np.float32)
-    for g in range(first, last):
+    for g in range(channels // WIDTH):
         own = g * WIDTH
         for start in range(0, length, _AHEAD):
             stop = min(start + _AHEAD, length)
