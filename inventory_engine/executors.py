@@ -309,10 +309,13 @@ class RayExecutor:
     ----------
     settings
         The ``compute.ray`` section.
+    on_gpu
+        Whether each worker holds its share of a GPU.
     """
 
-    def __init__(self, settings: RaySettings) -> None:
+    def __init__(self, settings: RaySettings, *, on_gpu: bool = False) -> None:
         self._settings = settings
+        self._gpus = settings.gpus_per_worker if on_gpu else 0.0
         self._folder: Path | None = None
         self._started = False
         self._stderr = -1
@@ -377,7 +380,7 @@ class RayExecutor:
         maker = _Guarded(make_task, _driver())
         silent = {job["key"]: job for job in jobs}
         try:
-            for answer in run_on_ray(maker, jobs, workers=workers):
+            for answer in run_on_ray(maker, jobs, workers=workers, gpus=self._gpus):
                 silent.pop(answer["key"])
                 yield answer
         except ray.exceptions.RayError as error:

@@ -222,7 +222,7 @@ def _executor(stage: Stage, settings: Settings) -> Executor:
     if stage.place == "dask" and compute.dask.address != "serial":
         return DaskExecutor(compute.dask)
     if stage.place == "ray" and compute.ray.address != "serial":
-        return RayExecutor(compute.ray)
+        return RayExecutor(compute.ray, on_gpu=settings.model.runtime == "cuda")
     return SerialExecutor()
 
 

@@ -169,10 +169,10 @@ class ModelSettings(_Strict):
 
     ensemble: str = "default"
     """``default`` or the folder of an ensemble made by ``inventory-engine train``."""
-    runtime: Literal["auto", "fused", "torch", "onnx", "openvino"] = "auto"
+    runtime: Literal["auto", "fused", "torch", "onnx", "openvino", "cuda"] = "auto"
     """How the networks are run; ``inventory-engine doctor`` says which can run here."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """``bfloat16``: faster in OpenVINO, on processors that have it."""
+    """``bfloat16``: faster in OpenVINO, on processors that have it, and on GPUs."""
 
 
 class InventorySettings(_Strict):
@@ -199,6 +199,8 @@ class RaySettings(_Strict):
     address: str = "local"
     """``local``, ``serial`` or the address of a cluster."""
     workers: Workers = "auto"
+    gpus_per_worker: float = Field(default=1.0, gt=0, le=1)
+    """Share of a GPU that each worker holds; with ``model.runtime: cuda`` only."""
 
 
 class ComputeSettings(_Strict):
@@ -526,8 +528,8 @@ grid:
 
 model:
   ensemble: default                 # or a folder made by `inventory-engine train`
-  # runtime: openvino               # auto, fused, torch, onnx, openvino; see `doctor`
-  # precision: bfloat16             # with openvino only
+  # runtime: openvino               # auto, fused, torch, onnx, openvino, cuda; see `doctor`
+  # precision: bfloat16             # with openvino or cuda only
 
 inventory:
   growth_m: 150                     # how far ice may be found beyond the reference outline

@@ -20,12 +20,20 @@ from model_serving.extras import absent, require
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.selective_scan import available_backends
 
-__all__ = ["RUNTIMES", "Precision", "Predictor", "Runtime", "choose_runtime", "missing"]
+__all__ = [
+    "RUNTIMES",
+    "Precision",
+    "Predictor",
+    "Runtime",
+    "TorchPredictor",
+    "choose_runtime",
+    "missing",
+]
 
 Array = npt.NDArray[np.float32]
 Predictor = Callable[[Array], Array]
 """Normalised window ``(channel, y, x)`` to what the network says, ``(class, y, x)``."""
-RuntimeName = Literal["fused", "torch", "onnx", "openvino"]
+RuntimeName = Literal["fused", "torch", "onnx", "openvino", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 
 RUNTIMES: dict[str, tuple[str, ...]] = {
@@ -33,8 +41,9 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "onnx": ("onnx", "onnxruntime"),
     "openvino": ("onnx", "openvino"),
+    "cuda": ("torch",),
 }
-"""Runtimes, fastest exact one first, and the packages each needs."""
+"""Runtimes, fastest exact one of a CPU first, and the packages each needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +61,11 @@ class Runtime:
             from model_serving.fused import FusedGlacierSeg
 
             return FusedGlacierSeg(network, threads=self.threads)
-        if self.name == "torch":
-            return _Torch(network, threads=self.threads)
+        if self.name in {"torch", "cuda"}:
+            device = "cpu" if self.name == "torch" else "cuda"
+            return TorchPredictor(
+                network, threads=self.threads, device=device, precision=self.precision
+            )
         from model_serving.export import to_onnx
 
         return self.onnx_predictor(to_onnx(network).SerializeToString())
@@ -86,13 +98,19 @@ class Runtime:
             "runtime": self.name,
             "torch": torch.__version__,
         }
-        if brings_onnx and self.name in {"fused", "torch"}:
+        if brings_onnx and self.name in {"fused", "torch", "cuda"}:
             facts |= {"onnxruntime": _version("onnxruntime"), "threads": self.threads}
         if self.name == "fused":
             # Its work is cut alike for any number of threads, so these are left out.
             from llvmlite.binding import get_host_cpu_name
 
             return facts | {"numba": _version("numba"), "processor": get_host_cpu_name()}
+        if self.name == "cuda":
+            return facts | {
+                "device": torch.cuda.get_device_name(),
+                "cuda": torch.version.cuda,
+                "scan": available_backends("cuda")[0],
+            }
         facts |= {"threads": self.threads, "kernels": torch.backends.cpu.get_cpu_capability()}
         if self.name == "torch":
             return facts | {"scan": available_backends()[0]}
@@ -100,16 +118,40 @@ class Runtime:
         return facts | {package: _version(package)}
 
 
-class _Torch:
-    def __init__(self, network: GlacierSeg, *, threads: int) -> None:
-        self.network, self.threads = network, threads
+class TorchPredictor:
+    """The network as it is trained, on a CPU or a GPU.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode; it is moved to the device.
+    threads
+        Of the CPU.
+    device
+        ``cpu`` or ``cuda``.
+    precision
+        ``bfloat16`` is that of the head only, which holds nine tenths of the arithmetic: the scan
+        adds up thousands of tokens and stays in float32.
+    """
+
+    def __init__(
+        self, network: GlacierSeg, *, threads: int, device: str, precision: Precision
+    ) -> None:
+        self.network, self.threads, self.device = network.to(device), threads, device
+        self.half = precision == "bfloat16"
 
     def __call__(self, window: Array) -> Array:
+        """Class logits ``(class, y, x)`` float32 of one window ``(channel, y, x)``."""
         torch.set_num_threads(self.threads)
         # ^ OpenMP counts for each calling thread anew, and Ray builds and calls in different ones
         x = torch.from_numpy(window).unsqueeze(0).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            logits: Array = self.network(x)[0].numpy()
+        # A GPU would otherwise try algorithms by their speed, and round float32 to 19 bits.
+        exact = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        half = torch.autocast(self.device, torch.bfloat16, enabled=self.half)
+        with torch.inference_mode(), exact, half:
+            logits: Array = self.network(x.to(self.device))[0].float().cpu().numpy()
         return logits
 
 
@@ -131,14 +173,14 @@ def choose_runtime(
     ----------
     name
         One of :data:`RUNTIMES`, or ``auto``: the compiled inference form where it can run such a
-        network, otherwise torch.
+        network, otherwise torch. A GPU is used only where ``cuda`` is asked for.
     config
         Shape of the networks; None where all are ONNX models.
     threads
         See :class:`Runtime`.
     precision
         ``bfloat16`` halves the time of OpenVINO on processors that have it, and changes some
-        pixels; the other runtimes compute in float32 only.
+        pixels; so it does on a GPU. The other runtimes compute in float32 only.
 
     Raises
     ------
@@ -160,13 +202,19 @@ def choose_runtime(
             f"the fused runtime cannot run this network: {obstacle}; use torch or onnx",
             kind="runtime-unfit",
         )
-    if precision != "float32" and name != "openvino":
+    if precision != "float32" and name not in {"openvino", "cuda"}:
         raise UsageError(
             f"runtime {name} computes in float32 only; set precision to float32, or the runtime "
-            "to openvino",
+            "to openvino or cuda",
             kind="runtime-unfit",
         )
     require(f"runtime {name}", *RUNTIMES[name])
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "runtime cuda needs a GPU that torch can use, and sees none here; run where there is "
+            "one, or set model.runtime to auto",
+            kind="runtime-missing",
+        )
     return Runtime(name, threads, precision)  # type: ignore[arg-type]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from catalog.errors import SourceError
+
 __all__ = ["run_on_ray"]
 
 Task = Callable[[dict[str, Any]], dict[str, Any]]
@@ -28,7 +30,11 @@ class _Actor:
 
 
 def run_on_ray(
-    make_task: Callable[[], Task], units: list[dict[str, Any]], *, workers: int
+    make_task: Callable[[], Task],
+    units: list[dict[str, Any]],
+    *,
+    workers: int,
+    gpus: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Run a task over units by Ray Data with an actor pool.
 
@@ -43,7 +49,10 @@ def run_on_ray(
     units
         JSON-ready descriptions of the units; each becomes a block of its own.
     workers
-        Number of actors.
+        Number of actors, at most.
+    gpus
+        What share of a GPU each actor holds; with a half, two share one. There are no more actors
+        than the GPUs of the cluster hold.
 
     Yields
     ------
@@ -52,6 +61,8 @@ def run_on_ray(
 
     Raises
     ------
+    SourceError
+        ``no-gpu`` where actors shall hold GPUs and the cluster has none.
     ray.exceptions.RayError
         Where the cluster is gone or the task itself raised.
     """
@@ -59,6 +70,11 @@ def run_on_ray(
         return
     import ray.data
 
+    if gpus:
+        room = int(ray.cluster_resources().get("GPU", 0) / gpus)
+        if not room:
+            raise SourceError(f"no node of the Ray cluster has {gpus:g} GPU", kind="no-gpu")
+        workers = min(workers, room)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -73,6 +89,7 @@ def run_on_ray(
         zero_copy_batch=False,
         concurrency=min(workers, len(units)),
         num_cpus=1,
+        num_gpus=gpus or None,
         max_restarts=-1,
         max_task_retries=0,
         # ^ an actor takes the units that wait at it along when it dies: blame is found out below
@@ -81,18 +98,18 @@ def run_on_ray(
     for row in mapped.iter_rows():
         lost.remove(row["number"])
         yield json.loads(row["answer"])
-    yield from _each_alone(make_task, [units[i] for i in sorted(lost)])
+    yield from _each_alone(make_task, [units[i] for i in sorted(lost)], gpus=gpus)
 
 
 def _each_alone(
-    make_task: Callable[[], Task], units: list[dict[str, Any]]
+    make_task: Callable[[], Task], units: list[dict[str, Any]], *, gpus: float
 ) -> Iterator[dict[str, Any]]:
     import ray
 
     def once(unit: dict[str, Any]) -> dict[str, Any]:
         return make_task()(unit)
 
-    remote = ray.remote(num_cpus=1, max_retries=_TRIES - 1)(once)
+    remote = ray.remote(num_cpus=1, num_gpus=gpus or None, max_retries=_TRIES - 1)(once)
     waiting = [remote.remote(unit) for unit in units]
     while waiting:
         (done, *_), waiting = ray.wait(waiting, num_returns=1)

@@ -19,9 +19,11 @@ from model_serving.ensemble import CARD, export_ensemble, load_ensemble
 from model_serving.folds import OUTSIDE
 from model_serving.glacier_seg import GlacierSegConfig
 from model_serving.onnx_members import engine_probabilities
-from model_serving.runtimes import RUNTIMES, choose_runtime, missing
+from model_serving.runtimes import RUNTIMES, TorchPredictor, choose_runtime, missing
 
-HERE = [name for name in RUNTIMES if not missing(name)]
+GPU = torch.cuda.is_available()
+HERE = [name for name in RUNTIMES if not missing(name) and (GPU or name != "cuda")]
+NEEDS_GPU = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
 
 def test_auto_takes_the_compiled_form_and_torch_where_that_cannot_run():
@@ -38,6 +40,9 @@ def test_auto_takes_the_compiled_form_and_torch_where_that_cannot_run():
         ("fused", {"config": GlacierSegConfig(directions=2)}, "scans in 2 directions"),
         ("fused", {"config": GlacierSegConfig(widths=(8, 16, 32, 64))}, "multiples of 16"),
         ("fused", {"precision": "bfloat16"}, "float32 only"),
+        pytest.param(
+            "cuda", {}, "needs a GPU", marks=pytest.mark.skipif(GPU, reason="there is a GPU")
+        ),
     ],
 )
 def test_what_cannot_run_is_named(name, keywords, says):
@@ -56,6 +61,19 @@ def test_every_runtime_gives_the_same_map(name, tmp_path):
     assert np.abs(found - truth).max() < 1e-4 * np.abs(truth).max()
     again = ensemble.predictor(member, runtime)(window)
     assert again.tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_half_precision_in_the_head_changes_few_pixels(device):
+    ensemble = load_ensemble()
+    coarse = torch.randn(11, 9, 9, generator=torch.Generator().manual_seed(2))
+    window = torch.nn.functional.interpolate(coarse[None], (320, 320), mode="bicubic")[0].numpy()
+    network = ensemble.network(ensemble.members[0])
+    truth = TorchPredictor(network, threads=1, device="cpu", precision="float32")(window)
+    half = TorchPredictor(network, threads=1, device=device, precision="bfloat16")(window)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - truth).max() < 0.05 * np.abs(truth).max()
+    assert (half.argmax(axis=0) == truth.argmax(axis=0)).mean() > 0.999
 
 
 def test_the_identity_of_a_map_tells_runtimes_and_threads_apart():
@@ -223,6 +241,6 @@ def test_the_doctor_tries_what_it_recommends():
         assert checks[name].milliseconds > 0
         assert checks[name].difference < 1e-4
     for name in set(RUNTIMES) - set(HERE):
-        assert checks[name].note.startswith("not installed")
+        assert checks[name].note.startswith(("not installed", "runtime cuda needs a GPU"))
     assert examination_table(list(checks.values())).row_count == len(RUNTIMES)
     assert machine_facts()["numba"]

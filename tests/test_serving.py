@@ -8,6 +8,7 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
+from catalog.errors import SourceError  # noqa: E402
 from model_serving.serving import run_on_ray  # noqa: E402
 
 
@@ -32,6 +33,7 @@ def task_maker():
 def local_ray():
     ray.init(
         num_cpus=2,
+        num_gpus=1,  # Ray counts what it is told of, and assigns by number
         include_dashboard=False,
         log_to_driver=False,
         configure_logging=False,
@@ -67,6 +69,25 @@ def test_a_unit_that_ends_its_actors_does_not_end_the_others(local_ray):
     units = [{"n": n} for n in range(6)]
     results = list(run_on_ray(make_task, units, workers=2))
     assert sorted(r["n"] for r in results) == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.slow
+def test_actors_share_the_gpus_there_are(local_ray):
+    def make_task():
+        import ray
+
+        return lambda unit: unit | {"pid": os.getpid(), "gpus": ray.get_gpu_ids()}
+
+    units = [{"n": n} for n in range(4)]
+    results = list(run_on_ray(make_task, units, workers=2, gpus=1.0))
+    assert sorted(r["n"] for r in results) == [0, 1, 2, 3]
+    assert len({r["pid"] for r in results}) == 1  # one GPU: one actor, though two were asked for
+    assert [r["gpus"] for r in results] == [[0]] * 4
+    shared = list(run_on_ray(make_task, units, workers=2, gpus=0.5))
+    assert [r["gpus"] for r in shared] == [[0]] * 4
+    with pytest.raises(SourceError, match=r"no node of the Ray cluster has 2 GPU") as caught:
+        list(run_on_ray(make_task, units, workers=2, gpus=2.0))
+    assert caught.value.kind == "no-gpu"
 
 
 @pytest.mark.slow
