@@ -58,6 +58,27 @@ _LANDSAT_SENSORS = {
 _LANDSAT_SCALE, _LANDSAT_OFFSET = 2.75e-5, -0.2
 # ^ surface reflectance of Collection 2 Level 2 (USGS LSDS-1619, section 5): the same for all of it
 _LANDSAT_QA_FILL = 1.0
+_OLI_OF_MSI = {
+    "blue": (0.9778, -0.0040),
+    "green": (1.0053, -0.0009),
+    "red": (0.9765, 0.0009),
+    "nir": (0.9983, -0.0001),
+    "swir1": (0.9987, -0.0011),
+    "swir2": (1.0030, -0.0012),
+}
+# ^ slope and offset from Sentinel-2A MSI to Landsat 8 OLI (Claverie et al. 2018, "The Harmonized
+#   Landsat and Sentinel-2 surface reflectance data set", bandpass adjustment of HLS 1.4); that of
+#   the near infrared is for band 8A
+_OLI_OF_ETM = {
+    "blue": (0.9785, -0.0095),
+    "green": (0.9542, -0.0016),
+    "red": (0.9825, -0.0022),
+    "nir": (1.0073, -0.0021),
+    "swir1": (1.0171, -0.0030),
+    "swir2": (0.9949, 0.0029),
+}
+# ^ from ETM+ to OLI, surface reflectance, reduced major axis (Roy et al. 2016, "Characterization of
+#   Landsat-7 to Landsat-8 reflective wavelength and NDVI continuity", table 2)
 _SAR_KEYS = {"vv": ("vv",), "vh": ("vh",)}
 _SAR_NODATA = -32768.0
 _DEM_KEYS = {"elevation": ("data",)}
@@ -261,8 +282,21 @@ def _sentinel2_offset(
     return declared
 
 
+def _as_sentinel2(sensor: str, role: str) -> tuple[float, float]:
+    """Slope and offset from the reflectance of a Landsat band to that of Sentinel-2's.
+
+    TM is taken for ETM+, whose bands it shares.
+    """
+    slope, offset = _OLI_OF_MSI[role]
+    slope, offset = 1 / slope, -offset / slope
+    if sensor != "landsat-oli":
+        first, shift = _OLI_OF_ETM[role]
+        slope, offset = slope * first, slope * shift + offset
+    return slope, offset
+
+
 def _describe_landsat(item: Mapping[str, Any]) -> Scene:
-    """Landsat 4 to 9, Collection 2 Level 2.
+    """Landsat 4 to 9, Collection 2 Level 2; scale and offset lead to Sentinel-2's reflectance.
 
     Tier RT is refused: its radiometry is provisional, and the final product replaces it.
     """
@@ -288,13 +322,14 @@ def _describe_landsat(item: Mapping[str, Any]) -> Scene:
                 f"Collection 2 Level 2 has {_LANDSAT_SCALE} and {_LANDSAT_OFFSET}",
                 kind="radiometry-doubtful",
             )
+        slope, shift = _as_sentinel2(_LANDSAT_SENSORS[platform], role)
         bands.append(
             _band_source(
                 item,
                 role,
                 key=key,
-                scale=_LANDSAT_SCALE,
-                offset=_LANDSAT_OFFSET,
+                scale=slope * _LANDSAT_SCALE,
+                offset=slope * _LANDSAT_OFFSET + shift,
                 nodata=_nodata(item, asset, 0.0),
             )
         )
