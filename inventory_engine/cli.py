@@ -73,7 +73,13 @@ def _main(
 
 
 @app.command()
-def run(settings: SettingsFile = _REGION_FILE) -> None:
+def run(
+    settings: SettingsFile = _REGION_FILE,
+    search: Annotated[
+        bool,
+        typer.Option(help="Ask the catalogue for scenes, or take those that the last run found."),
+    ] = True,
+) -> None:
     """Do everything that is not done yet: cubes, maps, outlines, change, report."""
     from inventory_engine.display import RichShow
     from inventory_engine.pipeline import run_pipeline
@@ -81,7 +87,7 @@ def run(settings: SettingsFile = _REGION_FILE) -> None:
     wanted = load_settings(settings)
     console = _console()
     with RichShow(console) as show:
-        summary = run_pipeline(wanted, show=show)
+        summary = run_pipeline(wanted, show=show, search=search)
     _finish(console, summary)
 
 
@@ -129,7 +135,7 @@ def report(settings: SettingsFile = _REGION_FILE) -> None:
     """Write the report again from what is in the workspace."""
     from inventory_engine.pipeline import run_pipeline
 
-    _finish(_console(), run_pipeline(load_settings(settings), only=["report"]))
+    _finish(_console(), run_pipeline(load_settings(settings), only=["report"], search=False))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from inventory_engine.logs import MemoryWatch, RunLog
 from inventory_engine.plan import (
     Context,
     Scenes,
+    Search,
     check_workspace,
     claim_workspace,
     open_region,
@@ -109,12 +110,16 @@ def open_context(settings: Settings) -> Context:
     return Context(region, Scenes({}, None, None, ()), ensemble, runtime, ledger)
 
 
-def _with_scenes(context: Context) -> Context:
-    return replace(context, scenes=search_scenes(context.region))
+def _with_scenes(context: Context, search: Search = "ask") -> Context:
+    return replace(context, scenes=search_scenes(context.region, search))
 
 
 def run_pipeline(
-    settings: Settings, *, show: Show | None = None, only: Sequence[str] | None = None
+    settings: Settings,
+    *,
+    show: Show | None = None,
+    only: Sequence[str] | None = None,
+    search: bool = True,
 ) -> Summary:
     """Do everything that is not done yet.
 
@@ -126,6 +131,8 @@ def run_pipeline(
         Where progress is told.
     only
         Names of the stages to run; all by default.
+    search
+        Whether the catalogue is asked; otherwise the scenes are those of the last run that asked.
 
     Raises
     ------
@@ -141,7 +148,7 @@ def run_pipeline(
     show = show or Silent()
     context = open_context(settings)
     with _session(context) as (log, check):
-        context = _with_scenes(context)
+        context = _with_scenes(context, "ask and keep" if search else "kept")
         counts = {s: len(found) for s, found in context.scenes.optical.items()}
         log.event("searched", scenes=counts, set_aside=len(context.scenes.set_aside))
         for season, count in counts.items():

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import shapely
 
@@ -18,6 +18,7 @@ from catalog.cube import Workspace
 from catalog.errors import SetAside, UsageError
 from catalog.glaciers import ReferenceInventory, read_reference
 from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes, region_grid
+from catalog.saved_search import read_search, save_search
 from catalog.search import open_source
 from catalog.sensors import Scene
 from inventory_engine import __version__
@@ -34,6 +35,7 @@ __all__ = [
     "Context",
     "Region",
     "Scenes",
+    "Search",
     "check_workspace",
     "claim_workspace",
     "open_region",
@@ -215,39 +217,59 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]
             yield f"{key} is {there} there and {value} here"
 
 
-def search_scenes(region: Region) -> Scenes:
+Search = Literal["ask", "ask and keep", "kept"]
+
+
+def search_scenes(region: Region, search: Search = "ask") -> Scenes:
     """Ask the catalogue for every season's scenes.
+
+    Parameters
+    ----------
+    region
+        Where and when.
+    search
+        Ask the catalogue; ask, and keep in the workspace what it answers; or take what was kept.
 
     Raises
     ------
     SourceError
         Where the catalogue cannot be reached or is incomplete.
     UsageError
-        Where it knows nothing of what was asked for.
+        Where it knows nothing of what was asked for, or nothing is kept.
     """
     wanted = region.settings.catalog
-    source = open_source(wanted.url, policy=region.policy)
+    source = None if search == "kept" else open_source(wanted.url, policy=region.policy)
     boxes = region.boxes
     aside: list[tuple[str, SetAside]] = []
 
-    def find(names: Sequence[str], label: str, *, clouds: float | None = None) -> tuple[Scene, ...]:
+    def find(
+        kind: str, label: str, names: Sequence[str], *, clouds: float | None = None
+    ) -> tuple[Scene, ...]:
         season = region.settings.seasons.get(label)
-        result = source.search(
-            collections=names,
-            boxes=boxes,
-            start=season.start.isoformat() if season else None,
-            end=season.end.isoformat() if season else None,
-            max_cloud_percent=clouds,
-        )
+        question: dict[str, Any] = {
+            "collections": list(names),
+            "boxes": boxes,
+            "start": season.start.isoformat() if season else None,
+            "end": season.end.isoformat() if season else None,
+            "max_cloud_percent": clouds,
+        }
+        name = f"{label}-{kind}"
+        asked = question | {"catalog": wanted.public_url}
+        if source is None:
+            result = read_search(region.workspace, name, question=asked)
+        else:
+            result = source.search(**question)
+        if search == "ask and keep":
+            save_search(region.workspace, name, result, question=asked)
         aside.extend((label, fault) for fault in result.set_aside)
         return tuple(result.scenes)
 
     labels = region.settings.season_labels
     names = wanted.collections
     return Scenes(
-        {s: find(names.optical, s, clouds=wanted.max_cloud_percent) for s in labels},
-        {s: find(names.sar, s) for s in labels} if names.sar else None,
-        find(names.dem, "region") if names.dem else None,
+        {s: find("optical", s, names.optical, clouds=wanted.max_cloud_percent) for s in labels},
+        {s: find("sar", s, names.sar) for s in labels} if names.sar else None,
+        find("dem", "region", names.dem) if names.dem else None,
         tuple(sorted(aside)),
     )
 

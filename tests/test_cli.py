@@ -202,6 +202,14 @@ def test_status_counts_what_is_done(small: Small, tmp_path: Path):
     assert backwards.returncode == 2
     assert "an earlier and a later season" in told(backwards)
     assert call("report", path).returncode == 0
+    again = call("run", path, "--no-search")
+    assert again.returncode == 0
+    other = path.read_text().replace("2024-", "2023-")
+    path.write_text(other)
+    elsewhere = call("run", path, "--no-search")
+    assert elsewhere.returncode == 2
+    assert "the search of another catalogue, place or time is kept for" in told(elsewhere)
+    path.write_text(other.replace("2023-", "2024-"))
     unknown = call("change", path, "--from", "1999")
     assert unknown.returncode == 2
     assert "known are 2018, 2024" in told(unknown)

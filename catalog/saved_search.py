@@ -1,0 +1,146 @@
+"""Saved searches: what a catalogue answered, kept in the workspace, so that a run can be repeated.
+
+One STAC GeoParquet file a search, which QGIS and DuckDB read as well. Beside the fields of STAC an
+item carries the scene as the engine understood it (``gie:scene``), so that a catalogue's odd fields
+can neither spoil the file nor be read in another way later. The JSON file beside it says what was
+asked and what was set aside; it is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import rustac
+
+from catalog.assets import public_href
+from catalog.cube import Workspace
+from catalog.errors import SetAside, UsageError
+from catalog.search import SearchResult
+from catalog.sensors import BandSource, Scene
+
+__all__ = ["read_search", "save_search"]
+
+_FOLDER = "search"
+
+
+def save_search(
+    workspace: Workspace, name: str, result: SearchResult, *, question: Mapping[str, Any]
+) -> None:
+    """Keep what a search found, in the place of what it found before.
+
+    Parameters
+    ----------
+    workspace
+        Where: ``search/<name>.parquet`` and ``search/<name>.json``.
+    name
+        Of the search, for example ``2024-optical``.
+    result
+        What was found. Query strings of links, which may hold a signature, are not kept.
+    question
+        What was asked, JSON-ready.
+
+    Raises
+    ------
+    StoreError
+        Where the workspace cannot be written.
+    """
+    data = b""
+    if result.scenes:
+        with tempfile.TemporaryDirectory(prefix="gie-search-") as folder:
+            path = Path(folder) / "items.parquet"
+            rustac.write_sync(str(path), [_item(_public(scene)) for scene in result.scenes])
+            data = path.read_bytes()
+        workspace.put(f"{_FOLDER}/{name}.parquet", data)
+    note = {
+        "question": question,
+        "scenes": len(result.scenes),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "set_aside": [asdict(fault) for fault in result.set_aside],
+    }
+    workspace.put(f"{_FOLDER}/{name}.json", json.dumps(note, indent=1, sort_keys=True).encode())
+
+
+def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any]) -> SearchResult:
+    """Read what a search had found.
+
+    Parameters
+    ----------
+    workspace, name
+        As for :func:`save_search`.
+    question
+        What is asked now.
+
+    Raises
+    ------
+    UsageError
+        ``search-missing`` where nothing was kept, or the answer to another question.
+    """
+    kept = workspace.get(f"{_FOLDER}/{name}.json")
+    note = json.loads(kept) if kept is not None else {}
+    if note.get("question") != json.loads(json.dumps(question)):
+        what = "no search" if kept is None else "the search of another catalogue, place or time"
+        raise UsageError(
+            f"{what} is kept for {name} in {workspace.url}; `inventory-engine run` searches again",
+            kind="search-missing",
+        )
+    faults = tuple(SetAside(**fault) for fault in note["set_aside"])
+    if not note["scenes"]:
+        return SearchResult((), faults)
+    data = workspace.get(f"{_FOLDER}/{name}.parquet") or b""
+    if hashlib.sha256(data).hexdigest() != note["sha256"]:
+        raise UsageError(
+            f"the search kept for {name} in {workspace.url} is damaged; "
+            "`inventory-engine run` searches again",
+            kind="search-missing",
+        )
+    with tempfile.TemporaryDirectory(prefix="gie-search-") as folder:
+        path = Path(folder) / "items.parquet"
+        path.write_bytes(data)
+        items = rustac.read_sync(str(path))["features"]
+    scenes = [Scene.from_dict(json.loads(item["properties"]["gie:scene"])) for item in items]
+    return SearchResult(tuple(sorted(scenes, key=lambda s: (s.datetime, s.id))), faults)
+
+
+def _public(scene: Scene) -> Scene:
+    def clean(band: BandSource) -> BandSource:
+        return replace(band, href=public_href(band.href))
+
+    return replace(
+        scene,
+        bands=tuple(map(clean, scene.bands)),
+        mask=None if scene.mask is None else clean(scene.mask),
+    )
+
+
+def _item(scene: Scene) -> dict[str, Any]:
+    """STAC item of a scene."""
+    west, south, east, north = scene.bbox
+    spans = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    rings = [[[[w, south], [e, south], [e, north], [w, north], [w, south]]] for w, e in spans]
+    known = {
+        "eo:cloud_cover": scene.cloud_percent,
+        "view:sun_azimuth": scene.sun_azimuth,
+        "view:sun_elevation": scene.sun_elevation,
+    }
+    bands = [*scene.bands, *([scene.mask] if scene.mask else [])]
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "id": scene.id,
+        "collection": scene.collection,
+        "bbox": [west, south, east, north],
+        "geometry": {"type": "MultiPolygon", "coordinates": rings},
+        "properties": {k: v for k, v in known.items() if v is not None}
+        | {
+            "datetime": scene.datetime or None,
+            "gie:scene": json.dumps(scene.to_dict(), sort_keys=True),
+        },
+        "assets": {band.role: {"href": band.href} for band in bands},
+        "links": [],
+    }
