@@ -202,7 +202,8 @@ def _compose(
         for name, values in _compose_tile(assets, tile, looks, days, tally).items():
             layers[name][..., rows, cols] = values
     for scene in scenes:
-        _judge_radiometry(scene, tally)
+        if scene.sensor == "sentinel-2-msi":  # only there the offset is a matter of the scene
+            _judge_radiometry(scene, tally)
     seen = layers["observations"] > 0
     facts = {
         "optical_scenes": len(scenes),

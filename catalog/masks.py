@@ -26,11 +26,11 @@ _NO_DATA, _SATURATED, _SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS = 0, 1, 3, 8,
 #   much of a glacier is one or the other
 _UNUSABLE = (_NO_DATA, _SATURATED, _SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS)
 _SPREADING = (_SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS)
-_DILATED_CLOUD, _CLOUD, _CLOUD_SHADOW = 1 << 1, 1 << 3, 1 << 4
+_FILL, _DILATED_CLOUD, _CLOUD, _CLOUD_SHADOW = 1 << 0, 1 << 1, 1 << 3, 1 << 4
 # ^ bits of QA_PIXEL; bit 2 (cirrus) stays out: its band sees the ground of high, dry mountains, and
 #   snow there is flagged by the thousand
 _REACH_M = 60.0
-# ^ three pixels of the classification: the rims of clouds and shadows are missed by it
+# ^ three pixels of Sentinel-2's classification, two of Landsat's: they miss the rims of clouds
 
 
 def mask_halo(resolution_m: float) -> int:
@@ -62,7 +62,7 @@ def usable_pixels(
         usable, hazard = ~np.isin(classes, _UNUSABLE), np.isin(classes, _SPREADING)
     else:
         hazard = (classes & (_CLOUD | _CLOUD_SHADOW)) > 0
-        usable = (classes > 0) & ((classes & _DILATED_CLOUD) == 0) & ~hazard
+        usable = (classes > 0) & ((classes & (_FILL | _DILATED_CLOUD)) == 0) & ~hazard
     if hazard.any():
         distance = ndimage.distance_transform_edt(~hazard) * resolution_m
         usable &= distance > _REACH_M

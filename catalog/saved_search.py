@@ -82,9 +82,11 @@ def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any])
         ``search-missing`` where nothing was kept, or the answer to another question.
     """
     kept = workspace.get(f"{_FOLDER}/{name}.json")
-    note = json.loads(kept) if kept is not None else {}
+    note = _parsed(kept) if kept is not None else {}
     if note.get("question") != json.loads(json.dumps(question)):
-        what = "no search" if kept is None else "the search of another catalogue, place or time"
+        what = "the search of another catalogue, place or time"
+        if not note:
+            what = "no search" if kept is None else "a damaged search"
         raise UsageError(
             f"{what} is kept for {name} in {workspace.url}; `inventory-engine run` searches again",
             kind="search-missing",
@@ -107,9 +109,17 @@ def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any])
     return SearchResult(tuple(sorted(scenes, key=lambda s: (s.datetime, s.id))), faults)
 
 
+def _parsed(kept: bytes) -> dict[str, Any]:
+    try:
+        note = json.loads(kept)
+    except ValueError:
+        note = None
+    return note if isinstance(note, dict) else {}
+
+
 def _public(scene: Scene) -> Scene:
     def clean(band: BandSource) -> BandSource:
-        return replace(band, href=public_href(band.href))
+        return replace(band, href=public_href(band.href) if "://" in band.href else band.href)
 
     return replace(
         scene,

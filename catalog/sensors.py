@@ -378,8 +378,8 @@ def _scene(
         "datetime": when,
         "baseline": baseline,
         "bands": [
-            [band.role, band.asset, band.scale, band.offset, band.nodata, band.checksum]
-            for band in [*bands, *([mask] if mask else [])]
+            [role, band.asset, band.scale, band.offset, band.nodata, band.checksum]
+            for role, band in [*((b.role, b) for b in bands), *([("mask", mask)] if mask else [])]
         ],
     }
     text = json.dumps(matters, sort_keys=True, separators=(",", ":"))

@@ -254,7 +254,8 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
             "max_cloud_percent": clouds,
         }
         name = f"{label}-{kind}"
-        asked = question | {"catalog": wanted.public_url}
+        # Of a server without its port, which may be free by chance; of a file with its folder.
+        asked = question | {"catalog": wanted.public_url if wanted.is_api else wanted.url}
         if source is None:
             result = read_search(region.workspace, name, question=asked)
         else:

@@ -172,7 +172,7 @@ class ModelSettings(_Strict):
     runtime: Literal["auto", "fused", "torch", "onnx", "openvino", "cuda"] = "auto"
     """How the networks are run; ``inventory-engine doctor`` says which can run here."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """``bfloat16``: faster in OpenVINO, on processors that have it, and on GPUs."""
+    """``bfloat16``: with OpenVINO, faster on processors that have it, or on GPUs."""
 
 
 class InventorySettings(_Strict):
@@ -509,7 +509,7 @@ catalog:
   # A STAC API, or the path of a static catalogue or item collection.
   url: https://earth-search.aws.element84.com/v1
   collections:
-    optical: [sentinel-2-l2a]       # and landsat-c2-l2, for seasons before 2016
+    optical: [sentinel-2-l2a]
     # sar: [sentinel-1-rtc]         # terrain-corrected radar only
     dem: [cop-dem-glo-30]
   # allowed: [my-host.org, /data]   # hosts and folders files may be read from

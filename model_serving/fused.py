@@ -291,15 +291,19 @@ class FusedGlacierSeg:
         length = max(1, _RUN // block.width)
         pieces = [tokens[i : i + length] for i in range(0, len(tokens), length)]
         # The tokens are overwritten by the time the next run looks back at them.
-        ends = [piece[-block.reach :].copy() for piece in pieces[:-1]]
+        ends = [piece[len(piece) - block.reach :].copy() for piece in pieces[:-1]]
         leads = [np.zeros((block.reach, block.width), np.float32), *ends]
         state = np.zeros_like(block.rates)
         turns = [Event() for _ in range(len(pieces) + 1)]
         turns[0].set()
 
+        def let_go() -> None:
+            for turn in turns:  # threads must not wait for ever for one that fails
+                turn.set()
+
         def every_nth(first: int) -> None:
-            run = _Run(length, block)
             try:
+                run = _Run(length, block)
                 for i in range(first, len(pieces), self.threads):
                     block.before_scan(pieces[i], leads[i], run)
                     turns[i].wait()
@@ -307,11 +311,14 @@ class FusedGlacierSeg:
                     turns[i + 1].set()
                     block.after_scan(pieces[i], run)
             except BaseException:
-                for turn in turns:
-                    turn.set()  # the others must not wait for ever
+                let_go()
                 raise
 
-        self._each(every_nth, range(self.threads))
+        try:
+            self._each(every_nth, range(self.threads))
+        except BaseException:
+            let_go()  # also where a thread could not be started
+            raise
         return out
 
     def _classified(self, features: list[Array]) -> Array:

@@ -44,6 +44,7 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
     "cuda": ("torch",),
 }
 """Runtimes, fastest exact one of a CPU first, and the packages each needs."""
+_SCAN_PACKAGES = {"mamba_ssm": "mamba-ssm", "triton": "triton", "torch": "torch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +107,13 @@ class Runtime:
 
             return facts | {"numba": _version("numba"), "processor": get_host_cpu_name()}
         if self.name == "cuda":
+            _require_gpu()
+            scan = available_backends("cuda")[0]
             return facts | {
                 "device": torch.cuda.get_device_name(),
                 "cuda": torch.version.cuda,
-                "scan": available_backends("cuda")[0],
+                "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+                "scan": f"{scan} {_version(_SCAN_PACKAGES[scan])}",
             }
         facts |= {"threads": self.threads, "kernels": torch.backends.cpu.get_cpu_capability()}
         if self.name == "torch":
@@ -145,7 +149,7 @@ class TorchPredictor:
         torch.set_num_threads(self.threads)
         # ^ OpenMP counts for each calling thread anew, and Ray builds and calls in different ones
         x = torch.from_numpy(window).unsqueeze(0).contiguous(memory_format=torch.channels_last)
-        # A GPU would otherwise try algorithms by their speed, and round float32 to 19 bits.
+        # A GPU would otherwise round float32 to 19 bits, and add in any order.
         exact = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
@@ -180,7 +184,7 @@ def choose_runtime(
         See :class:`Runtime`.
     precision
         ``bfloat16`` halves the time of OpenVINO on processors that have it, and changes some
-        pixels; so it does on a GPU. The other runtimes compute in float32 only.
+        pixels; on a GPU it is that of the head. The other runtimes compute in float32 only.
 
     Raises
     ------
@@ -209,13 +213,18 @@ def choose_runtime(
             kind="runtime-unfit",
         )
     require(f"runtime {name}", *RUNTIMES[name])
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cuda":
+        _require_gpu()
+    return Runtime(name, threads, precision)  # type: ignore[arg-type]
+
+
+def _require_gpu() -> None:
+    if not torch.cuda.is_available():
         raise UsageError(
             "runtime cuda needs a GPU that torch can use, and sees none here; run where there is "
             "one, or set model.runtime to auto",
             kind="runtime-missing",
         )
-    return Runtime(name, threads, precision)  # type: ignore[arg-type]
 
 
 def _obstacle(config: GlacierSegConfig | None) -> str:

@@ -51,8 +51,8 @@ def run_on_ray(
     workers
         Number of actors, at most.
     gpus
-        What share of a GPU each actor holds; with a half, two share one. There are no more actors
-        than the GPUs of the cluster hold.
+        What share of a GPU each actor holds, at most 1; with a half, two share one. There are no
+        more actors than the GPUs of the cluster hold.
 
     Yields
     ------
@@ -71,9 +71,9 @@ def run_on_ray(
     import ray.data
 
     if gpus:
-        room = int(ray.cluster_resources().get("GPU", 0) / gpus)
+        room = int(ray.cluster_resources().get("GPU", 0)) * int(1 / gpus)
         if not room:
-            raise SourceError(f"no node of the Ray cluster has {gpus:g} GPU", kind="no-gpu")
+            raise SourceError("no node of the Ray cluster has a GPU", kind="no-gpu")
         workers = min(workers, room)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

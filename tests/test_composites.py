@@ -556,6 +556,7 @@ def test_each_class_of_the_scene_classification_is_kept_or_not(value: int, usabl
     ("bits", "usable"),
     [
         (0, 0),  # not seen
+        (1 << 0, 0),  # fill
         (1 << 1, 0),  # around a cloud
         (1 << 2, 1),  # cirrus: snow of high mountains is taken for it
         (1 << 3, 0),  # cloud

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
+from model_serving import fused
 from model_serving.compiled import kernels, lanes
 from model_serving.compiled.products import packed, product, products
 from model_serving.ensemble import load_ensemble
@@ -24,6 +25,7 @@ CONFIGS = {
     "other widths": GlacierSegConfig(
         channels=20, classes=17, widths=(32, 48, 64, 80), state=5, kernel=3, head_width=64
     ),
+    "no convolution": GlacierSegConfig(channels=4, kernel=1),
     "three stages": GlacierSegConfig(
         channels=3, widths=(16, 16, 32), embeddings=("involution",) * 3, mlp_ratio=2
     ),
@@ -103,6 +105,23 @@ def test_a_fault_in_one_thread_ends_the_window_and_not_the_next(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(block, "before_scan", fails_once)
+        with pytest.raises(MemoryError, match="no room"):
+            form(window)
+    assert form(window).tobytes() == before
+
+
+def test_a_thread_without_room_for_its_buffers_ends_the_window(monkeypatch):
+    form = FusedGlacierSeg(network_of(GlacierSegConfig()), threads=2)
+    window = np.random.default_rng(7).normal(size=(11, 256, 256)).astype(np.float32)
+    before, made, whole = form(window).tobytes(), iter(range(100)), fused._Run
+
+    def run(*arguments):
+        if next(made) == 1:
+            raise MemoryError("no room")
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "_Run", run)
         with pytest.raises(MemoryError, match="no room"):
             form(window)
     assert form(window).tobytes() == before

@@ -103,6 +103,9 @@ def test_a_damaged_search_is_named(tmp_path: Path, scenes: tuple[Scene, ...], da
         path.write_bytes(data)
     with pytest.raises(UsageError, match="is damaged"):
         read_search(workspace, "x", question=QUESTION)
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(UsageError, match="a damaged search is kept for x"):
+        read_search(workspace, "x", question=QUESTION)
 
 
 def test_signatures_of_links_are_not_kept(tmp_path: Path, scenes: tuple[Scene, ...]) -> None:

@@ -85,8 +85,15 @@ def test_actors_share_the_gpus_there_are(local_ray):
     assert [r["gpus"] for r in results] == [[0]] * 4
     shared = list(run_on_ray(make_task, units, workers=2, gpus=0.5))
     assert [r["gpus"] for r in shared] == [[0]] * 4
-    with pytest.raises(SourceError, match=r"no node of the Ray cluster has 2 GPU") as caught:
-        list(run_on_ray(make_task, units, workers=2, gpus=2.0))
+    alone = list(run_on_ray(make_task, units, workers=2, gpus=0.6))
+    assert len({r["pid"] for r in alone}) == 1
+
+
+@pytest.mark.slow
+def test_a_cluster_without_a_gpu_is_named(local_ray, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(SourceError, match="no node of the Ray cluster has a GPU") as caught:
+        list(run_on_ray(task_maker(), [{"shard": "a", "n": 1}], workers=2, gpus=1.0))
     assert caught.value.kind == "no-gpu"
 
 
