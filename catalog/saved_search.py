@@ -32,7 +32,7 @@ _FOLDER = "search"
 def save_search(
     workspace: Workspace, name: str, result: SearchResult, *, question: Mapping[str, Any]
 ) -> None:
-    """Keep what a search found, in the place of what it found before.
+    """Keep what a search found, in the place of what it found before; equal files stay untouched.
 
     Parameters
     ----------
@@ -56,14 +56,14 @@ def save_search(
             path = Path(folder) / "items.parquet"
             rustac.write_sync(str(path), [_item(_public(scene)) for scene in result.scenes])
             data = path.read_bytes()
-        workspace.put(f"{_FOLDER}/{name}.parquet", data)
+        _put(workspace, f"{_FOLDER}/{name}.parquet", data)
     note = {
         "question": question,
         "scenes": len(result.scenes),
         "sha256": hashlib.sha256(data).hexdigest(),
         "set_aside": [asdict(fault) for fault in result.set_aside],
     }
-    workspace.put(f"{_FOLDER}/{name}.json", json.dumps(note, indent=1, sort_keys=True).encode())
+    _put(workspace, f"{_FOLDER}/{name}.json", json.dumps(note, indent=1, sort_keys=True).encode())
 
 
 def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any]) -> SearchResult:
@@ -107,6 +107,12 @@ def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any])
         items = rustac.read_sync(str(path))["features"]
     scenes = [Scene.from_dict(json.loads(item["properties"]["gie:scene"])) for item in items]
     return SearchResult(tuple(sorted(scenes, key=lambda s: (s.datetime, s.id))), faults)
+
+
+def _put(workspace: Workspace, name: str, data: bytes) -> None:
+    """Write what is new: a run that finds nothing to do touches nothing."""
+    if workspace.get(name) != data:
+        workspace.put(name, data)
 
 
 def _parsed(kept: bytes) -> dict[str, Any]:

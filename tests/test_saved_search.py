@@ -43,6 +43,10 @@ def test_a_saved_search_is_read_again_as_it_was(tmp_path: Path, scenes: tuple[Sc
     result = SearchResult(scenes, (FAULT,))
     save_search(workspace, "2024-optical", result, question=QUESTION)
     assert read_search(workspace, "2024-optical", question=QUESTION) == result
+    files = sorted((tmp_path / "workspace" / "search").iterdir())
+    written = [path.stat().st_mtime_ns for path in files]
+    save_search(workspace, "2024-optical", result, question=QUESTION)
+    assert [path.stat().st_mtime_ns for path in files] == written
     emptied = SearchResult((), ())
     save_search(workspace, "2024-optical", emptied, question=QUESTION)
     assert read_search(workspace, "2024-optical", question=QUESTION) == emptied
