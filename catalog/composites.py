@@ -173,7 +173,7 @@ def _without_faults(
     faults: dict[str, SetAside] = {}
     for scene in scenes:
         try:
-            for band in [*scene.bands, *([scene.mask] if scene.mask else [])]:
+            for band in scene.rasters:
                 assets.dataset(band)
         except DataError as error:
             faults[scene.id] = SetAside(scene.id, error.kind, str(error))
@@ -317,9 +317,8 @@ def _read_scene(
         size = tile.grid.resolution_m
         wide = tile.widened(mask_halo(size))
         kind = cast(MaskKind, scene.mask.role)
-        classes = read_bands(assets, [scene.mask], wide, dtype=MASK_DTYPES[kind], categories=True)[
-            0
-        ]
+        dtype = MASK_DTYPES[kind]
+        (classes,) = read_bands(assets, [scene.mask], wide, dtype=dtype, categories=True)
         usable &= usable_pixels(classes, resolution_m=size, kind=kind)
     return pixels, usable
 

@@ -62,7 +62,7 @@ def usable_pixels(
         usable, hazard = ~np.isin(classes, _UNUSABLE), np.isin(classes, _SPREADING)
     else:
         hazard = (classes & (_CLOUD | _CLOUD_SHADOW)) > 0
-        usable = (classes > 0) & ((classes & (_FILL | _DILATED_CLOUD)) == 0) & ~hazard
+        usable = (classes > 0) & ((classes & (_FILL | _DILATED_CLOUD)) == 0)
     if hazard.any():
         distance = ndimage.distance_transform_edt(~hazard) * resolution_m
         usable &= distance > _REACH_M

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import rustac
+import shapely
+import shapely.geometry
 
 from catalog.assets import public_href
 from catalog.cube import Workspace
 from catalog.errors import SetAside, UsageError
 from catalog.search import SearchResult
-from catalog.sensors import BandSource, Scene
+from catalog.sensors import BandSource, Scene, lon_spans
 
 __all__ = ["read_search", "save_search"]
 
@@ -137,26 +139,26 @@ def _public(scene: Scene) -> Scene:
 def _item(scene: Scene) -> dict[str, Any]:
     """STAC item of a scene."""
     west, south, east, north = scene.bbox
-    spans = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
-    rings = [[[[w, south], [e, south], [e, north], [w, north], [w, south]]] for w, e in spans]
+    shape = shapely.MultiPolygon(
+        [shapely.box(w, south, e, north) for w, e in lon_spans(scene.bbox)]
+    )
     known = {
         "eo:cloud_cover": scene.cloud_percent,
         "view:sun_azimuth": scene.sun_azimuth,
         "view:sun_elevation": scene.sun_elevation,
     }
-    bands = [*scene.bands, *([scene.mask] if scene.mask else [])]
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
         "id": scene.id,
         "collection": scene.collection,
         "bbox": [west, south, east, north],
-        "geometry": {"type": "MultiPolygon", "coordinates": rings},
+        "geometry": shapely.geometry.mapping(shape),
         "properties": {k: v for k, v in known.items() if v is not None}
         | {
             "datetime": scene.datetime or None,
             "gie:scene": json.dumps(scene.to_dict(), sort_keys=True),
         },
-        "assets": {band.role: {"href": band.href} for band in bands},
+        "assets": {band.role: {"href": band.href} for band in scene.rasters},
         "links": [],
     }

@@ -20,7 +20,7 @@ import pystac
 from catalog.errors import DataError
 from catalog.grid import LonLatBox
 
-__all__ = ["BandSource", "Scene", "boxes_meet", "describe_item"]
+__all__ = ["BandSource", "Scene", "boxes_meet", "describe_item", "lon_spans"]
 
 SceneKind = Literal["optical", "sar", "dem"]
 
@@ -137,6 +137,11 @@ class Scene:
     granule: str = ""
     """Name shared by all processings of one acquisition of one tile; empty where unknown."""
 
+    @property
+    def rasters(self) -> tuple[BandSource, ...]:
+        """All its rasters: the bands, and the mask where there is one."""
+        return self.bands if self.mask is None else (*self.bands, self.mask)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of :meth:`from_dict`."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -166,12 +171,13 @@ def boxes_meet(a: LonLatBox, b: LonLatBox) -> bool:
         return False
     return any(
         west_a <= east_b and west_b <= east_a
-        for west_a, east_a in _spans(a)
-        for west_b, east_b in _spans(b)
+        for west_a, east_a in lon_spans(a)
+        for west_b, east_b in lon_spans(b)
     )
 
 
-def _spans(box: LonLatBox) -> list[tuple[float, float]]:
+def lon_spans(box: LonLatBox) -> list[tuple[float, float]]:
+    """West and east of a box in degrees: two spans where it crosses the antimeridian."""
     west, _, east, _ = box
     return [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
 

@@ -92,6 +92,10 @@ def centres(transform: Affine, edge: int) -> tuple[np.ndarray, np.ndarray]:
     return transform.c + cols * transform.a, transform.f + rows * transform.e
 
 
+def painted(paint: Paint | float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return paint(x, y) if callable(paint) else np.full(x.shape, float(paint))
+
+
 def optical_item(
     folder: Path,
     name: str,
@@ -112,7 +116,7 @@ def optical_item(
     x, y = centres(frame, edge)
     for role, key in KEYS.items():
         one = paint[role] if isinstance(paint, Mapping) else paint
-        values = one(x, y) if callable(one) else np.full(x.shape, float(one))
+        values = painted(one, x, y)
         pixels = np.where(np.isnan(values), 0, np.rint((values - offset) * 10000)).astype(np.uint16)
         path = write_tif(folder / name / f"{key}.tif", pixels, frame, nodata=0, crs=f"EPSG:{epsg}")
         assets[key] = _asset(path, frame, edge) | {
@@ -120,7 +124,7 @@ def optical_item(
         }
     coarse, coarse_edge = utm_frame(pixel=20, epsg=epsg, shift_m=shift_m, centre=centre)
     x, y = centres(coarse, coarse_edge)
-    scl = (classes(x, y) if callable(classes) else np.full(x.shape, classes)).astype(np.uint8)
+    scl = painted(classes, x, y).astype(np.uint8)
     path = write_tif(folder / name / "scl.tif", scl, coarse, nodata=0, crs=f"EPSG:{epsg}")
     assets["scl"] = _asset(path, coarse, coarse_edge)
     return _item(
@@ -155,7 +159,7 @@ def landsat_item(
     assets = {}
     for role, key in (KEYS | {"nir": "nir08"}).items():
         one = paint[role] if isinstance(paint, Mapping) else paint
-        values = one(x, y) if callable(one) else np.full(x.shape, float(one))
+        values = painted(one, x, y)
         pixels = np.where(np.isnan(values), 0, np.rint((values + 0.2) / 2.75e-5)).astype(np.uint16)
         path = write_tif(folder / name / f"{key}.tif", pixels, frame, nodata=0)
         assets[key] = _asset(path, frame, edge) | {
@@ -163,7 +167,7 @@ def landsat_item(
                 {"nodata": 0, "data_type": "uint16", "scale": 2.75e-05, "offset": -0.2}
             ]
         }
-    bits = (quality(x, y) if callable(quality) else np.full(x.shape, quality)).astype(np.uint16)
+    bits = painted(quality, x, y).astype(np.uint16)
     path = write_tif(folder / name / "qa_pixel.tif", bits, frame, nodata=1)
     assets["qa_pixel"] = _asset(path, frame, edge) | {
         "raster:bands": [{"nodata": 1, "data_type": "uint16", "unit": "bit index"}]
@@ -188,7 +192,7 @@ def landsat_item(
 def sar_item(folder: Path, name: str, *, when: str, paint: Paint | float) -> dict[str, Any]:
     frame, edge = utm_frame()
     x, y = centres(frame, edge)
-    values = paint(x, y) if callable(paint) else np.full(x.shape, float(paint))
+    values = painted(paint, x, y)
     assets = {}
     for key, factor in (("vv", 1.0), ("vh", 0.1)):
         path = write_tif(
