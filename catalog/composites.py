@@ -3,25 +3,22 @@
 The one law: the result depends neither on the order of the scenes nor on how the region is cut
 into shards, and a scene that cannot be trusted is set aside by name for the whole shard.
 
-Strategy ``snow_free``: of the clear looks at a pixel, ordered by green reflectance, the one at the
-30th percentile (nearest rank) is taken, all bands from that one look. Cloud that the mask missed
-and seasonal snow are bright and lose; shadow that the mask missed is darkest and loses too wherever
-there are four looks or more.
+How the clear looks at a pixel become one is said in :mod:`catalog.strategies`. A look is all
+granules of one kind of sensor on one day.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import lru_cache
-from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from catalog.assets import AssetPolicy, OpenAssets
+from catalog.best_scene import GlacierOrders
 from catalog.cube import (
     DATE_MISSING,
     OPTICAL_BANDS,
@@ -35,19 +32,19 @@ from catalog.cube import (
     create_layer,
     write_shard,
 )
-from catalog.errors import DataError, SetAside
+from catalog.errors import DataError, SetAside, UsageError
 from catalog.grid import RegionGrid, Shard
+from catalog.looks import looks_of, scenes_over
 from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
-from catalog.sensors import BandSource, Scene, boxes_meet
+from catalog.sensors import BandSource, Scene
 from catalog.stacks import Tile, read_bands, shard_tiles
+from catalog.strategies import Looks, LooksOrder, Strategy, choose
 
-__all__ = ["build_cube_shard", "create_season", "scenes_over"]
+__all__ = ["build_cube_shard", "create_season"]
 
-_PERCENTILE = 30
-_GREEN = OPTICAL_BANDS.index("green")
 _HELD_LOOKS = 64
 # ^ looks of one chunk kept in memory: 64 x 6 bands x 512 x 512 x 2 bytes = 200 MB; where there are
-#   more, those that are taken are read twice
+#   more, the chunk is composed in strips
 _STORED_MIN, _STORED_MAX = 1, 65534
 _DOUBTFUL_REFLECTANCE = -0.04
 _DOUBTFUL_FRACTION = 0.05
@@ -70,6 +67,14 @@ class _Tally:
     dark: dict[str, int] = field(default_factory=dict)
     """Scene id -> number of pixels darker than any surface."""
     clipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How the looks of a season become one."""
+
+    strategy: Strategy
+    orders: GlacierOrders | None
 
 
 def create_season(workspace: Workspace, season: str, grid: RegionGrid, *, sar: bool) -> None:
@@ -99,6 +104,8 @@ def build_cube_shard(
     optical: Sequence[Scene],
     sar: Sequence[Scene] | None,
     policy: AssetPolicy,
+    strategy: Strategy = "least_snow",
+    orders: GlacierOrders | None = None,
 ) -> Outcome:
     """Compose one shard of one season and write it.
 
@@ -116,11 +123,15 @@ def build_cube_shard(
         The season's radar scenes, or None where radar is not asked for.
     policy
         Which rasters may be opened.
+    strategy
+        Which look is taken at each pixel, see :mod:`catalog.strategies`.
+    orders
+        In which order each glacier's looks are taken; for ``best_scene``.
 
     Returns
     -------
     Outcome
-        ``facts``: ``optical_scenes``, ``looks``, ``scene_ids``, ``without_mask``,
+        ``facts``: ``composite``, ``optical_scenes``, ``looks``, ``scene_ids``, ``without_mask``,
         ``valid_fraction``, ``clipped`` (values at either end of what can be stored), and with
         radar ``sar_scenes``, ``sar_scene_ids``, ``sar_valid_fraction``.
 
@@ -130,10 +141,17 @@ def build_cube_shard(
         Where a source cannot be reached.
     StoreError
         Where the shard cannot be written.
+    UsageError
+        Where ``best_scene`` is asked for without orders.
     """
+    if strategy == "best_scene" and orders is None:
+        raise UsageError("best_scene needs the order of each glacier's looks: rank them first")
+    plan = _Plan(strategy, orders)
     with OpenAssets(policy) as assets:
         layers, facts, faults = _without_faults(
-            assets, scenes_over(optical, shard), lambda s, t: _compose(assets, shard, s, t)
+            assets,
+            scenes_over(optical, shard),
+            lambda s, t: _compose(assets, shard, s, plan=plan, tally=t),
         )
         if sar is not None:
             radar, radar_facts, radar_faults = _without_faults(
@@ -145,17 +163,6 @@ def build_cube_shard(
         name = f"cube.zarr/{season}/{layer}"
         outputs[f"{name}/{shard.id}"] = write_shard(workspace, name, shard, values)
     return Outcome(outputs, tuple(sorted(faults)), facts)
-
-
-def scenes_over(scenes: Sequence[Scene], shard: Shard) -> list[Scene]:
-    """Scenes whose box meets the shard, each once, ordered by time and id."""
-    boxes = shard.lonlat_boxes
-    found = {
-        (scene.datetime, scene.id, scene.collection): scene
-        for scene in scenes
-        if any(boxes_meet(scene.bbox, box) for box in boxes)
-    }
-    return [found[key] for key in sorted(found)]
 
 
 _Layers = dict[str, npt.NDArray[Any]]
@@ -186,9 +193,9 @@ def _without_faults(
 
 
 def _compose(
-    assets: OpenAssets, shard: Shard, scenes: list[Scene], tally: _Tally
+    assets: OpenAssets, shard: Shard, scenes: list[Scene], *, plan: _Plan, tally: _Tally
 ) -> tuple[_Layers, dict[str, Any]]:
-    looks = [list(group) for _, group in groupby(scenes, key=lambda scene: scene.datetime[:10])]
+    looks = looks_of(scenes)
     n = shard.grid.shard_px
     layers: _Layers = {
         "optical": np.zeros((len(OPTICAL_BANDS), n, n), np.uint16),
@@ -196,16 +203,17 @@ def _compose(
         "span": np.full((n, n), 65535, np.uint16),
         "observations": np.zeros((n, n), np.uint8),
     }
-    days = np.array([_day(look[0]) for look in looks], np.int32)
-    for tile in shard_tiles(shard):
-        rows, cols = _place(shard, tile)
-        for name, values in _compose_tile(assets, tile, looks, days, tally).items():
-            layers[name][..., rows, cols] = values
+    if looks:
+        for tile in shard_tiles(shard):
+            rows, cols = _place(shard, tile)
+            for name, values in _compose_tile(assets, tile, looks, plan=plan, tally=tally).items():
+                layers[name][..., rows, cols] = values
     for scene in scenes:
         if scene.sensor == "sentinel-2-msi":  # only there the offset is a matter of the scene
             _judge_radiometry(scene, tally)
     seen = layers["observations"] > 0
     facts = {
+        "composite": plan.strategy,
         "optical_scenes": len(scenes),
         "scene_ids": sorted(scene.id for scene in scenes),
         "looks": len(looks),
@@ -226,46 +234,48 @@ def _day(scene: Scene) -> int:
 
 
 def _compose_tile(
+    assets: OpenAssets, tile: Tile, looks: list[list[Scene]], *, plan: _Plan, tally: _Tally
+) -> _Layers:
+    """Compose a chunk, in strips where its looks do not fit into memory together."""
+    order = None if plan.orders is None else plan.orders.on(tile, looks)
+    height = max(1, tile.height * _HELD_LOOKS // max(_HELD_LOOKS, len(looks)))
+    strips = []
+    for top in range(0, tile.height, height):
+        rows = min(height, tile.height - top)
+        strip = replace(tile, row=tile.row + top, height=rows)
+        here = order and replace(order, glacier=order.glacier[top : top + rows])
+        strips.append(
+            _compose_strip(assets, strip, looks, strategy=plan.strategy, order=here, tally=tally)
+        )
+    return {name: np.concatenate([s[name] for s in strips], axis=-2) for name in strips[0]}
+
+
+def _compose_strip(
     assets: OpenAssets,
     tile: Tile,
     looks: list[list[Scene]],
-    days: npt.NDArray[np.int32],
+    *,
+    strategy: Strategy,
+    order: LooksOrder | None,
     tally: _Tally,
 ) -> _Layers:
     shape = (tile.height, tile.width)
-    looked = lru_cache(maxsize=_HELD_LOOKS)(lambda i: _mosaic(assets, tile, looks[i], tally))
-    keys = np.full((len(looks), *shape), 2**32 - 1, np.uint32)
-    for index in range(len(looks)):
-        pixels, clear = looked(index)
-        keys[index][clear] = (pixels[_GREEN][clear].astype(np.uint32) << 16) | index
-    # ^ brightness first, then date: equal brightness has one order
-    seen = keys != 2**32 - 1
-    count = seen.sum(axis=0, dtype=np.int64)
-    keys.sort(axis=0)
-    chosen = _choose(keys, count)
-    layers: _Layers = {
-        "optical": np.zeros((len(OPTICAL_BANDS), *shape), np.uint16),
-        "date": np.full(shape, DATE_MISSING, np.int32),
-        "span": _span(seen, days),
-        "observations": np.minimum(count, 255).astype(np.uint8),
-    }
-    for index in np.unique(chosen[chosen >= 0]).tolist():
-        pixels, _ = looked(index)
-        here = chosen == index
-        layers["optical"][:, here] = pixels[:, here]
-        layers["date"][here] = days[index]
-    optical = layers["optical"]
+    found = Looks(
+        np.zeros((len(looks), len(OPTICAL_BANDS), *shape), np.uint16),
+        np.zeros((len(looks), *shape), np.bool_),
+        np.array([_day(look[0]) for look in looks], np.int32),
+    )
+    for index, scenes in enumerate(looks):
+        found.pixels[index], found.clear[index] = _mosaic(assets, tile, scenes, tally)
+    chosen = choose(strategy, found, order)
+    optical = chosen.pixels
     tally.clipped += int(np.count_nonzero((optical == _STORED_MIN) | (optical == _STORED_MAX)))
-    return layers
-
-
-def _choose(keys: npt.NDArray[np.uint32], count: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Index of the look to take at each pixel, -1 where there is none."""
-    if not len(keys):
-        return np.full(count.shape, -1, np.int64)
-    rank = np.maximum(-(-count * _PERCENTILE // 100) - 1, 0)
-    key = np.take_along_axis(keys, rank[np.newaxis], axis=0)[0]
-    return np.where(count > 0, (key & 0xFFFF).astype(np.int64), -1)
+    return {
+        "optical": optical,
+        "date": chosen.day,
+        "span": _span(found.clear, found.days),
+        "observations": np.minimum(found.clear.sum(axis=0, dtype=np.int64), 255).astype(np.uint8),
+    }
 
 
 def _span(seen: _Mask, days: npt.NDArray[np.int32]) -> npt.NDArray[np.uint16]:

@@ -47,6 +47,7 @@ __all__ = [
     "read_shard",
     "read_window",
     "shard_checksum",
+    "terrain_name",
     "write_shard",
 ]
 
@@ -288,6 +289,12 @@ class Workspace:
 def _store_error(workspace: Workspace, name: str, error: Exception) -> StoreError:
     kind = "disk-full" if getattr(error, "errno", None) == 28 else "store"
     return StoreError(f"cannot use {name} of {workspace!r}: {error}", kind=kind)
+
+
+def terrain_name(grid: RegionGrid) -> str:
+    """Name of the terrain layer on a grid; each pixel size of a region has its own."""
+    group = "" if grid.multiple == 1 else f"{grid.resolution_m:g}m/"
+    return f"cube.zarr/{group}terrain"
 
 
 def create_layer(

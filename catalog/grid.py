@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -53,6 +53,8 @@ class RegionGrid:
     """Number of shards from north to south."""
     cols: int
     """Number of shards from west to east."""
+    multiple: int = 1
+    """Edge of a pixel in pixels of the region's finest grid, see :meth:`coarsened`."""
 
     def __post_init__(self) -> None:
         if self.resolution_m <= 0:
@@ -100,6 +102,30 @@ class RegionGrid:
     def pixel_area_km2(self) -> float:
         """Area of one pixel in km2; the same everywhere, the projection is equal-area."""
         return self.resolution_m**2 / 1e6
+
+    def coarsened(self, multiple: int) -> RegionGrid:
+        """The same shards in pixels that are ``multiple`` times as wide.
+
+        Raises
+        ------
+        UsageError
+            Where a shard or a chunk is not a whole number of such pixels.
+        """
+        if multiple == 1:
+            return self
+        if self.multiple != 1:
+            raise UsageError("only the region's finest grid can be coarsened")
+        if multiple < 1 or self.chunk_px % multiple:
+            raise UsageError(
+                f"chunks of {self.chunk_px} px cannot be cut into pixels {multiple} times as wide"
+            )
+        return replace(
+            self,
+            resolution_m=self.resolution_m * multiple,
+            shard_px=self.shard_px // multiple,
+            chunk_px=self.chunk_px // multiple,
+            multiple=multiple,
+        )
 
     def window_transform(self, row0: int, col0: int) -> Affine:
         """Transform of a window whose upper-left pixel is ``(row0, col0)`` of the grid."""

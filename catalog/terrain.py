@@ -14,10 +14,17 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from catalog.assets import AssetPolicy, OpenAssets
-from catalog.composites import scenes_over
-from catalog.cube import TERRAIN_BANDS, Outcome, Workspace, create_layer, write_shard
+from catalog.cube import (
+    TERRAIN_BANDS,
+    Outcome,
+    Workspace,
+    create_layer,
+    terrain_name,
+    write_shard,
+)
 from catalog.errors import DataError, SetAside
 from catalog.grid import RegionGrid, Shard
+from catalog.looks import scenes_over
 from catalog.sensors import BandSource, Scene
 from catalog.stacks import read_bands, shard_tiles
 
@@ -28,7 +35,6 @@ _RGI_NAMES = {
     "cop-dem-glo-90": "COPDEM90",
     "nasadem": "NASADEM",
 }
-_NAME = "cube.zarr/terrain"
 _BOX_M = 1000.0
 _SIGMA_M = 30.0
 _TRUNCATE = 4.0
@@ -52,7 +58,7 @@ def create_terrain(
         the names of RGI 7.0 where there is one.
     """
     source = "+".join(_RGI_NAMES.get(name, name) for name in collections)
-    create_layer(workspace, _NAME, grid, attributes={"dem_source": source})
+    create_layer(workspace, terrain_name(grid), grid, attributes={"dem_source": source})
 
 
 def build_terrain_shard(
@@ -90,13 +96,14 @@ def build_terrain_shard(
         sound, faults = _readable(assets, scenes, shard, halo=halo)
         elevation = _elevation(assets, shard, sound, halo=halo)
     bands = describe_terrain(elevation, resolution_m=shard.grid.resolution_m)
-    checksum = write_shard(workspace, _NAME, shard, bands)
+    name = terrain_name(shard.grid)
+    checksum = write_shard(workspace, name, shard, bands)
     facts = {
         "dem_scenes": len(sound),
         "dem_scene_ids": [scene.id for scene in sound],
         "valid_fraction": round(float(np.isfinite(bands[0]).mean()), 6),
     }
-    return Outcome({f"{_NAME}/{shard.id}": checksum}, tuple(sorted(faults)), facts)
+    return Outcome({f"{name}/{shard.id}": checksum}, tuple(sorted(faults)), facts)
 
 
 def _readable(

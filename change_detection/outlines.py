@@ -134,7 +134,7 @@ def trace_batch(
     DataError
         Where a glacier of the batch is not in ``frame``.
     """
-    elevation, dem_source = read_elevation(workspace, batch)
+    elevation, dem_source = read_elevation(workspace, batch, grid)
     scene = read_scene(workspace, season, batch)
     territory = _territory(batch, frame, grid, growth_m=growth_m, elevation=elevation)
     accounts = account_rows(

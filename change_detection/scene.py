@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from catalog.cube import CLASSES, DATE_MISSING, NOT_SEEN, TERRAIN_BANDS, Workspace, read_window
+from catalog.cube import (
+    CLASSES,
+    DATE_MISSING,
+    NOT_SEEN,
+    TERRAIN_BANDS,
+    Workspace,
+    read_window,
+    terrain_name,
+)
+from catalog.grid import RegionGrid
 from change_detection.divides import GlacierBatch
 
 __all__ = ["Scene", "read_elevation", "read_scene"]
@@ -85,9 +94,9 @@ def _sum(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
 
 
 def read_elevation(
-    workspace: Workspace, batch: GlacierBatch
+    workspace: Workspace, batch: GlacierBatch, grid: RegionGrid
 ) -> tuple[npt.NDArray[np.float32] | None, str]:
-    """Elevation of a batch's window in metres and the name of its source.
+    """Elevation of a batch's window on a grid, in metres, and the name of its source.
 
     Returns
     -------
@@ -95,7 +104,7 @@ def read_elevation(
         ``(y, x)`` float32, NaN where unknown, and the array's attribute ``dem_source`` (empty where
         it has none); ``(None, "")`` where the store has no terrain or none in this window.
     """
-    name = "cube.zarr/terrain"
+    name = terrain_name(grid)
     if not workspace.has_array(name):
         return None, ""
     array = workspace.array(name)

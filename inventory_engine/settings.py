@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _LABEL = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
-_TAKEN_LABELS = {"region", "terrain", "x", "y"}
+_TAKEN_LABELS = re.compile(r"region|terrain|layers|x|y|\d+m")
 # ^ arrays of the cube and units of the receipts that lie beside the seasons
 _KNOWN_HOSTS = {
     "earth-search.aws.element84.com": (
@@ -55,6 +55,8 @@ _KNOWN_HOSTS = {
 # ^ where the assets of a large public catalogue lie
 _SIGNED_ONLY = {"planetarycomputer.microsoft.com"}
 # ^ catalogues whose files cannot be read without a signed link, which the engine does not make
+
+CompositeName = Literal["least_snow", "best_scene", "median", "medoid"]
 
 Workers = Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
 """A number of worker processes, or ``auto``: as many as cores and memory allow."""
@@ -132,10 +134,18 @@ class CatalogSettings(_Strict):
 
 
 class SeasonSettings(_Strict):
-    """One window of acquisition dates, both days included."""
+    """One window of acquisition dates, both days included, and how its scenes become one."""
 
     start: date
     end: date
+    optical: list[str] | None = Field(default=None, min_length=1)
+    """Optical collections of this season; those of the catalogue section by default."""
+    sar: list[str] | None = None
+    """Radar collections of this season, [] for none; those of the catalogue section by default."""
+    composite: CompositeName = "least_snow"
+    """Which look is taken at each pixel, see ``catalog.composites``."""
+    resolution_m: float | None = Field(default=None, ge=1, le=1000)
+    """Pixel of this season: the region's own times a whole number, for coarser sensors."""
 
     @model_validator(mode="after")
     def _in_order(self) -> SeasonSettings:
@@ -232,13 +242,48 @@ class Settings(_Strict):
     @field_validator("seasons")
     @classmethod
     def _distinct_seasons(cls, seasons: dict[str, SeasonSettings]) -> dict[str, SeasonSettings]:
-        taken = sorted(seasons.keys() & _TAKEN_LABELS)
+        taken = sorted(label for label in seasons if _TAKEN_LABELS.fullmatch(label))
         if taken:
             raise ValueError(f"expected a label that the store does not use itself: not {taken[0]}")
         windows = [(s.start, s.end) for s in seasons.values()]
         if len(set(windows)) != len(windows):
             raise ValueError("expected windows that differ, found the same one twice")
         return seasons
+
+    @model_validator(mode="after")
+    def _whole_multiples(self) -> Settings:
+        for label, season in self.seasons.items():
+            fine, coarse = self.grid.resolution_m, season.resolution_m
+            if coarse is None:
+                continue
+            multiple = round(coarse / fine)
+            if multiple < 1 or abs(multiple * fine - coarse) > 1e-9 * coarse:
+                raise ValueError(
+                    f"expected seasons.{label}.resolution_m to be a whole multiple of "
+                    f"grid.resolution_m, found {coarse:g} and {fine:g}"
+                )
+            if self.grid.chunk_px % multiple:
+                fit = self.grid.chunk_px // multiple * multiple or multiple
+                per_shard = self.grid.shard_px // self.grid.chunk_px
+                raise ValueError(
+                    f"expected chunks that are a whole number of pixels of {coarse:g} m in season "
+                    f"{label}: with chunk_px {fit} and shard_px {fit * per_shard} they are"
+                )
+        return self
+
+    def multiple(self, label: str) -> int:
+        """Edge of a season's pixel in pixels of the region's grid."""
+        coarse = self.seasons[label].resolution_m
+        return 1 if coarse is None else round(coarse / self.grid.resolution_m)
+
+    def collections_of(self, label: str) -> CollectionSettings:
+        """Collections a season is made of."""
+        season, default = self.seasons[label], self.catalog.collections
+        return CollectionSettings(
+            optical=default.optical if season.optical is None else season.optical,
+            sar=default.sar if season.sar is None else season.sar,
+            dem=default.dem,
+        )
 
     @property
     def season_labels(self) -> list[str]:
@@ -519,6 +564,13 @@ catalog:
 seasons:
   2018: {{start: 2018-08-01, end: 2018-09-30}}
   2024: {{start: 2024-08-01, end: 2024-09-30}}
+  # 1990:                           # a season may have other collections, pixels and looks
+  #   start: 1990-08-01
+  #   end: 1990-09-30
+  #   optical: [landsat-c2-l2]
+  #   sar: []
+  #   resolution_m: 30              # a multiple of the grid's; shard_px 1920, chunk_px 480 fit
+  #   composite: best_scene         # least_snow (default), best_scene, median, medoid
 
 grid:
   resolution_m: 10

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from catalog.composites import create_season, scenes_over
+from catalog.composites import create_season
 from catalog.cube import LAYERS
 from catalog.grid import LonLatBox, Shard, lonlat_boxes
+from catalog.looks import scenes_over
 from catalog.sensors import Scene
 from catalog.terrain import create_terrain
 from inventory_engine.finish import DriverTaskMaker, run_facts

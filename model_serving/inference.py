@@ -21,6 +21,7 @@ from catalog.cube import (
     Workspace,
     create_layer,
     read_shard,
+    terrain_name,
     write_shard,
 )
 from catalog.errors import UsageError
@@ -158,7 +159,7 @@ class ShardMapper:
         optical = layer(f"cube.zarr/{season}/optical")
         if optical is None:
             raise UsageError(f"season {season} has no cube yet; run the cube stage first")
-        sar, terrain = layer(f"cube.zarr/{season}/sar"), layer("cube.zarr/terrain")
+        sar, terrain = layer(f"cube.zarr/{season}/sar"), layer(terrain_name(shard.grid))
         present = ["optical"]
         if sar is not None and (sar > 0).any():
             present.append("sar")

@@ -24,10 +24,11 @@ from servers import Answer, file_script, scripted_server
 
 from catalog import composites
 from catalog.assets import AssetPolicy
-from catalog.composites import build_cube_shard, create_season, scenes_over
+from catalog.composites import build_cube_shard, create_season
 from catalog.cube import DATE_MISSING, OPTICAL_BANDS, Outcome, Workspace, read_shard
 from catalog.errors import SourceError
 from catalog.grid import RegionGrid, Shard
+from catalog.looks import scenes_over
 from catalog.masks import mask_halo, usable_pixels
 from catalog.sensors import Scene, describe_item
 
