@@ -20,7 +20,8 @@ from inventory_engine import __version__
 from inventory_engine.executors import Stopped, end_children, stop_on_signals
 from inventory_engine.lock import BusyError
 from inventory_engine.logs import quiet, redact
-from inventory_engine.settings import EXAMPLE, load_settings, set_process_environment
+from inventory_engine.settings import set_process_environment
+from inventory_engine.settings_file import EXAMPLE, load_settings
 
 if TYPE_CHECKING:
     from inventory_engine.pipeline import Summary

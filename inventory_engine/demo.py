@@ -27,7 +27,8 @@ from inventory_engine.logs import MemoryWatch
 from inventory_engine.pipeline import Show, Summary, run_pipeline
 from inventory_engine.plan import open_region
 from inventory_engine.scoring import SeasonScore, score_glaciers, score_season, true_area_km2
-from inventory_engine.settings import Settings, load_settings
+from inventory_engine.settings import Settings
+from inventory_engine.settings_file import load_settings
 
 __all__ = ["run_demo", "serve_items"]
 

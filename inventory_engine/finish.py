@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from catalog.cube import Outcome
 from catalog.errors import DataError
 from inventory_engine.logs import redact
-from inventory_engine.plan import Context, versions
+from inventory_engine.plan import Context, terrain_season, versions
 from inventory_engine.receipts import Ledger, Receipt
 from inventory_engine.work import Job, Task, perform
 
@@ -39,7 +39,7 @@ class DriverTaskMaker:
 
     def _done_batches(self, season: str) -> list[GlacierBatch]:
         ledger = self._context.ledger
-        batches = self._context.region.batches
+        batches = self._context.region.batches_of(season)
         return [b for b in batches if ledger.outputs("outlines", season, b.id) is not None]
 
     def _publish(self, ledger: Ledger, job: Job) -> Outcome:
@@ -95,7 +95,6 @@ def run_facts(context: Context) -> dict[str, Any]:
     """Everything a report tells about how its numbers came to be; equal for equal inputs."""
     region, scenes = context.region, context.scenes
     settings = region.settings
-    radar = scenes.sar or {}
     return {
         "name": settings.name,
         "seasons": {
@@ -113,7 +112,7 @@ def run_facts(context: Context) -> dict[str, Any]:
             "card": context.ensemble.card,
         },
         "scenes": {
-            label: [_scene_facts(s) for s in (*scenes.optical[label], *radar.get(label, ()))]
+            label: [_scene_facts(s) for s in (*scenes.optical[label], *scenes.sar.get(label, ()))]
             for label in settings.season_labels
         },
         "set_aside": set_aside(context),
@@ -127,9 +126,11 @@ def run_facts(context: Context) -> dict[str, Any]:
 def _current(context: Context) -> Iterator[Receipt]:
     """Receipts of the units asked for now; those of former outlines or seasons stay out."""
     settings = context.region.settings
-    seasons = {"region", *settings.seasons, *("_".join(pair) for pair in settings.pairs)}
+    grids = (context.region.grid.coarsened(multiple) for multiple in settings.multiples)
+    seasons = {*map(terrain_season, grids), *settings.seasons}
+    seasons |= {"_".join(pair) for pair in settings.pairs}
     units = {"region", *(s.id for s in context.region.shards)}
-    units |= {b.id for b in context.region.batches}
+    units |= {b.id for b in context.region.batches[1]}
     for receipt in context.ledger.read_all():
         if receipt.stage != "report" and receipt.season in seasons and receipt.unit in units:
             yield receipt

@@ -93,12 +93,14 @@ def open_context(settings: Settings) -> Context:
     set_process_environment()
     ensemble = load_ensemble(settings.model.ensemble)
     finest, coarsest = ensemble.resolution_m
-    if not finest <= settings.grid.resolution_m <= coarsest:
-        raise UsageError(
-            f"grid.resolution_m is {settings.grid.resolution_m:g}, but ensemble {ensemble.name} "
-            f"was trained for {finest:g} to {coarsest:g} m; change the grid or the ensemble",
-            kind="ensemble-mismatch",
-        )
+    for label in settings.season_labels:
+        size = settings.grid.resolution_m * settings.multiple(label)
+        if not finest <= size <= coarsest:
+            raise UsageError(
+                f"season {label} has pixels of {size:g} m, but ensemble {ensemble.name} was "
+                f"trained for {finest:g} to {coarsest:g} m; change its resolution or the ensemble",
+                kind="ensemble-mismatch",
+            )
     runtime = choose_runtime(
         settings.model.runtime,
         config=ensemble.config,
@@ -107,7 +109,7 @@ def open_context(settings: Settings) -> Context:
     )
     region = open_region(settings)
     ledger = Ledger(region.workspace, region.grid)
-    return Context(region, Scenes({}, None, None, ()), ensemble, runtime, ledger)
+    return Context(region, Scenes({}, {}, None, ()), ensemble, runtime, ledger)
 
 
 def _with_scenes(context: Context, search: Search = "ask") -> Context:
@@ -343,7 +345,7 @@ def _scenes_read(context: Context, stage: str, season: str) -> tuple[int | None,
     read = {"terrain": [scenes.dem], "cube": [scenes.optical.get(season)]}.get(stage)
     if read is None:
         return None, 0
-    if stage == "cube" and scenes.sar is not None:
-        read.append(scenes.sar[season])
+    if stage == "cube":
+        read.append(scenes.sar.get(season))
     aside = sum(label == season for label, _ in scenes.set_aside)
     return sum(len(found or ()) for found in read), aside

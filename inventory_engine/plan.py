@@ -6,7 +6,7 @@ Nothing here computes a product; the only thing written is ``region.json``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from model_serving.runtimes import Runtime
 
 __all__ = [
+    "REGION",
     "Context",
     "Region",
     "Scenes",
@@ -40,10 +41,14 @@ __all__ = [
     "claim_workspace",
     "open_region",
     "search_scenes",
+    "terrain_season",
     "versions",
 ]
 
-_REGION = "region.json"
+REGION = "region"
+"""The season of stages that have none, and the unit of stages that have one."""
+
+_FILE = "region.json"
 _SHOWN_VERSIONS = ("numpy", "rasterio", "scipy", "shapely", "stackstac", "torch", "zarr")
 
 
@@ -57,8 +62,22 @@ class Region:
     grid: RegionGrid
     shards: tuple[Shard, ...]
     """Shards near the reference outlines: the only ones that are touched."""
-    batches: tuple[GlacierBatch, ...]
+    batches: Mapping[int, tuple[GlacierBatch, ...]]
+    """Groups of glaciers and their windows, by the multiple of the finest pixel they count in."""
     policy: AssetPolicy
+
+    def grid_of(self, season: str) -> RegionGrid:
+        """Grid of a season: the region's own, or one of coarser pixels in the same shards."""
+        return self.grid.coarsened(self.settings.multiple(season))
+
+    def shards_of(self, season: str) -> list[Shard]:
+        """The region's shards in a season's pixels."""
+        grid = self.grid_of(season)
+        return [grid.shard(shard.row, shard.col) for shard in self.shards]
+
+    def batches_of(self, season: str) -> tuple[GlacierBatch, ...]:
+        """Groups of glaciers, their windows in a season's pixels."""
+        return self.batches[self.settings.multiple(season)]
 
     @property
     def boxes(self) -> list[LonLatBox]:
@@ -68,13 +87,18 @@ class Region:
         return lonlat_boxes((min(lefts), min(bottoms), max(rights), max(tops)), self.grid)
 
 
+def terrain_season(grid: RegionGrid) -> str:
+    """What stands in the place of a season for terrain: each pixel size has its own."""
+    return REGION if grid.multiple == 1 else f"{grid.resolution_m:g}m"
+
+
 @dataclass(frozen=True, slots=True)
 class Scenes:
     """Scenes of all seasons, and what the catalogue offered that could not be used."""
 
     optical: dict[str, tuple[Scene, ...]]
-    sar: dict[str, tuple[Scene, ...]] | None
-    """None where radar is not asked for."""
+    sar: dict[str, tuple[Scene, ...]]
+    """Only for the seasons that ask for radar."""
     dem: tuple[Scene, ...] | None
     """None where terrain is not asked for."""
     set_aside: tuple[tuple[str, SetAside], ...]
@@ -125,27 +149,28 @@ def open_region(settings: Settings) -> Region:
     )
     outlines = list(reference.frame.geometry.to_crs(grid.proj4))
     shards = grid.shards_near(outlines, max(wanted.margin_m, settings.inventory.growth_m))
-    batches = glacier_batches(reference.frame, grid, growth_m=settings.inventory.growth_m)
+    growth = settings.inventory.growth_m
+    batches = {
+        multiple: tuple(glacier_batches(reference.frame, grid.coarsened(multiple), growth_m=growth))
+        for multiple in settings.multiples
+    }
     return Region(
         settings,
         Workspace(settings.workspace),
         reference,
         grid,
         tuple(shards),
-        tuple(batches),
+        batches,
         AssetPolicy(allowed=settings.catalog.policy_allowed),
     )
 
 
 def _identity(region: Region) -> dict[str, Any]:
     """Facts about a workspace that no later run may change."""
-    collections = region.settings.catalog.collections
-    layers = ["optical", *(["sar"] if collections.sar else [])]
     return {
         "name": region.settings.name,
         "grid": region.grid.to_dict(),
-        "layers": layers + (["terrain"] if collections.dem else []),
-        "dem": collections.dem,
+        "dem": region.settings.catalog.collections.dem,
         "growth_m": region.settings.inventory.growth_m,
     }
 
@@ -160,7 +185,7 @@ def claim_workspace(region: Region) -> None:
     """
     if not check_workspace(region):
         wanted = _identity(region) | {"engine": __version__, "crs": region.grid.wkt}
-        region.workspace.put(_REGION, json.dumps(wanted, indent=1).encode() + b"\n")
+        region.workspace.put(_FILE, json.dumps(wanted, indent=1).encode() + b"\n")
 
 
 def check_workspace(region: Region) -> bool:
@@ -172,14 +197,14 @@ def check_workspace(region: Region) -> bool:
         ``workspace-mismatch`` where the workspace was made with other settings.
     """
     wanted = _identity(region)
-    data = region.workspace.get(_REGION)
+    data = region.workspace.get(_FILE)
     if data is None:
         return False
     try:
         found = json.loads(data)
     except ValueError:
         found = {}
-    differing = sorted(_differences(found, wanted))
+    differing = sorted([*_differences(found, wanted), *_season_differences(region)])
     if differing:
         raise UsageError(
             f"the workspace {region.workspace.url} was made with other settings: "
@@ -199,7 +224,7 @@ def stored_grid(settings: Settings) -> tuple[Workspace, RegionGrid]:
         Where nothing was run in it yet.
     """
     workspace = Workspace(settings.workspace)
-    data = workspace.get(_REGION)
+    data = workspace.get(_FILE)
     try:
         return workspace, RegionGrid.from_dict(json.loads(data or b"{}")["grid"])
     except (ValueError, KeyError, TypeError):
@@ -215,6 +240,20 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]
             yield from _differences(there, value)
         elif there != value:
             yield f"{key} is {there} there and {value} here"
+
+
+def _season_differences(region: Region) -> Iterator[str]:
+    """Ways in which layers that are there do not fit what their season asks for now."""
+    for season in region.settings.season_labels:
+        optical, radar = (f"cube.zarr/{season}/{layer}" for layer in ("optical", "sar"))
+        if not region.workspace.has_array(optical):
+            continue
+        found, wanted = region.workspace.array(optical).shape[-2:], region.grid_of(season).shape
+        if found != wanted:
+            yield f"season {season} has {found} pixels there and {wanted} here"
+        asked = region.settings.collections_of(season).sar
+        if region.workspace.has_array(radar) and not asked:
+            yield f"season {season} has radar there and none here"
 
 
 Search = Literal["ask", "ask and keep", "kept"]
@@ -265,12 +304,14 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         aside.extend((label, fault) for fault in result.set_aside)
         return tuple(result.scenes)
 
-    labels = region.settings.season_labels
-    names = wanted.collections
+    names = {
+        label: region.settings.collections_of(label) for label in region.settings.season_labels
+    }
+    clouds, dem = wanted.max_cloud_percent, wanted.collections.dem
     return Scenes(
-        {s: find("optical", s, names.optical, clouds=wanted.max_cloud_percent) for s in labels},
-        {s: find("sar", s, names.sar) for s in labels} if names.sar else None,
-        find("dem", "region", names.dem) if names.dem else None,
+        {s: find("optical", s, n.optical, clouds=clouds) for s, n in names.items()},
+        {s: find("sar", s, n.sar) for s, n in names.items() if n.sar},
+        find("dem", "region", dem) if dem else None,
         tuple(sorted(aside)),
     )
 

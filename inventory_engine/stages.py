@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.composites import create_season
 from catalog.cube import LAYERS
-from catalog.grid import LonLatBox, Shard, lonlat_boxes
+from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes
 from catalog.looks import scenes_over
 from catalog.sensors import Scene
 from catalog.terrain import create_terrain
 from inventory_engine.finish import DriverTaskMaker, run_facts
-from inventory_engine.plan import Context
+from inventory_engine.plan import REGION, Context, terrain_season
 from inventory_engine.receipts import Ledger, State, fingerprint, unit_key
 from inventory_engine.work import MapTaskMaker, Task, TaskMaker, pack_frame
 
@@ -28,16 +28,12 @@ if TYPE_CHECKING:
     from change_detection.divides import GlacierBatch
 
 __all__ = [
-    "REGION",
     "STAGES",
     "Stage",
     "Unit",
     "change_unit",
     "states",
 ]
-
-REGION = "region"
-"""The season of stages that have none, and the unit of stages that have one."""
 
 Place = Literal["dask", "ray", "driver"]
 
@@ -112,32 +108,54 @@ def _terrain_units(c: Context) -> list[Unit]:
     if c.scenes.dem is None:
         return []
     units = []
-    for shard in c.region.shards:
-        scenes = scenes_over(c.scenes.dem, shard)
-        inputs = _scene_inputs(scenes)
-        payload = {
-            "shard": [shard.row, shard.col],
-            "dem": [scene.to_dict() for scene in scenes],
-            "allowed": list(c.region.policy.allowed),
-        }
-        units.append(_shard_unit(c, "terrain", REGION, shard, inputs=inputs, payload=payload))
+    for multiple in c.region.settings.multiples:
+        grid = c.region.grid.coarsened(multiple)
+        for fine in c.region.shards:
+            shard = grid.shard(fine.row, fine.col)
+            scenes = scenes_over(c.scenes.dem, shard)
+            payload = {
+                "dem": [scene.to_dict() for scene in scenes],
+                "allowed": list(c.region.policy.allowed),
+            }
+            units.append(
+                _shard_unit(
+                    c,
+                    "terrain",
+                    terrain_season(grid),
+                    shard,
+                    inputs=_scene_inputs(scenes),
+                    payload=payload,
+                )
+            )
     return units
 
 
 def _cube_units(c: Context) -> list[Unit]:
     units = []
     for season in c.region.settings.season_labels:
-        for shard in c.region.shards:
+        radar = c.scenes.sar.get(season)
+        strategy = c.region.settings.seasons[season].composite
+        for shard in c.region.shards_of(season):
             optical = scenes_over(c.scenes.optical[season], shard)
-            sar = None if c.scenes.sar is None else scenes_over(c.scenes.sar[season], shard)
+            sar = None if radar is None else scenes_over(radar, shard)
             inputs = _scene_inputs([*optical, *(sar or [])])
             payload = {
-                "shard": [shard.row, shard.col],
+                "strategy": strategy,
                 "optical": [scene.to_dict() for scene in optical],
                 "sar": None if sar is None else [scene.to_dict() for scene in sar],
                 "allowed": list(c.region.policy.allowed),
             }
-            units.append(_shard_unit(c, "cube", season, shard, inputs=inputs, payload=payload))
+            units.append(
+                _shard_unit(
+                    c,
+                    "cube",
+                    season,
+                    shard,
+                    inputs=inputs,
+                    payload=payload,
+                    settings={"strategy": strategy},
+                )
+            )
     return units
 
 
@@ -156,7 +174,8 @@ def _shard_unit(
     settings: dict[str, Any] | None = None,
     upstream: tuple[str, ...] = (),
 ) -> Unit:
-    known = {"grid": c.region.grid.to_dict(), "shard": shard.id} | (settings or {})
+    known = {"grid": shard.grid.to_dict(), "shard": shard.id} | (settings or {})
+    place = {"shard": [shard.row, shard.col], "multiple": shard.grid.multiple}
     return Unit(
         stage,
         season,
@@ -165,30 +184,29 @@ def _shard_unit(
         inputs,
         tuple(shard.lonlat_boxes),
         c.interval(season),
-        payload,
+        payload | place,
         upstream,
-        c.region.grid.shard_px**2,
+        shard.grid.shard_px**2,
     )
 
 
 def _map_units(c: Context) -> list[Unit]:
     from model_serving.inference import map_halo_px
 
-    side = c.region.grid.shard_px
-    reach = map_halo_px(c.ensemble.window_px, side)
-    near = {
-        s.id: _within(c, s.row * side, s.col * side, (side, side), reach) for s in c.region.shards
-    }
     settings = {"runtime": c.map_fingerprint}
     units = []
     for season in c.region.settings.season_labels:
         known = _upstream_outputs(c, season, ("cube", "terrain"))
-        for shard in c.region.shards:
+        shards = c.region.shards_of(season)
+        side = shards[0].grid.shard_px
+        reach = map_halo_px(c.ensemble.window_px, side)
+        for shard in shards:
             made = known[unit_key("cube", season, shard.id)]
             if made is None and c.ledger.read("cube", season, shard.id):
                 continue
                 # ^ its cube failed and is recorded: there is nothing to map
-            keys = _keys(c, season, near[shard.id], stages=("cube", "terrain"))
+            near = _within(shards, shard.row * side, shard.col * side, (side, side), reach)
+            keys = _keys(c, season, near, stages=("cube", "terrain"))
             units.append(
                 _shard_unit(
                     c,
@@ -196,7 +214,7 @@ def _map_units(c: Context) -> list[Unit]:
                     season,
                     shard,
                     inputs=_checksums(known, keys),
-                    payload={"shard": [shard.row, shard.col]},
+                    payload={},
                     settings=settings,
                     upstream=keys,
                 )
@@ -204,12 +222,14 @@ def _map_units(c: Context) -> list[Unit]:
     return units
 
 
-def _within(c: Context, row0: int, col0: int, shape: tuple[int, int], reach: int) -> list[Shard]:
-    """Shards of the plan that a window, widened by ``reach`` pixels, touches."""
-    n = c.region.grid.shard_px
+def _within(
+    shards: Sequence[Shard], row0: int, col0: int, shape: tuple[int, int], reach: int
+) -> list[Shard]:
+    """Shards that a window, widened by ``reach`` pixels, touches."""
+    n = shards[0].grid.shard_px
     rows = range((row0 - reach) // n, (row0 + shape[0] + reach - 1) // n + 1)
     cols = range((col0 - reach) // n, (col0 + shape[1] + reach - 1) // n + 1)
-    return [s for s in c.region.shards if s.row in rows and s.col in cols]
+    return [s for s in shards if s.row in rows and s.col in cols]
 
 
 def _keys(
@@ -217,7 +237,7 @@ def _keys(
 ) -> tuple[str, ...]:
     kept = [stage for stage in stages if stage != "terrain" or c.scenes.dem is not None]
     return tuple(
-        unit_key(stage, REGION if stage == "terrain" else season, shard.id)
+        unit_key(stage, terrain_season(shard.grid) if stage == "terrain" else season, shard.id)
         for stage in kept
         for shard in shards
     )
@@ -227,7 +247,7 @@ def _upstream_outputs(
     c: Context, season: str, stages: Sequence[str]
 ) -> dict[str, dict[str, str] | None]:
     """Outputs that the receipts of one season's shards promise, by the key of the unit."""
-    keys = _keys(c, season, c.region.shards, stages=stages)
+    keys = _keys(c, season, c.region.shards_of(season), stages=stages)
     return {key: c.ledger.outputs(*key.split("/")) for key in keys}
 
 
@@ -246,15 +266,15 @@ def _outline_units(c: Context) -> list[Unit]:
     inventory = c.region.settings.inventory
     calibration = AreaCalibration.from_dict(c.ensemble.area_calibration)
     wanted = inventory.model_dump(mode="json") | {"area_scale": calibration.for_areas.scale}
-    settings = wanted | {"grid": c.region.grid.to_dict()}
     by_id = c.region.reference.frame.set_index("ref_id", drop=False)
-    frames = {b.id: pack_frame(by_id.loc[list(b.ref_ids)]) for b in c.region.batches}
+    frames = {b.id: pack_frame(by_id.loc[list(b.ref_ids)]) for b in c.region.batches[1]}
     units = []
     for season in c.region.settings.season_labels:
         known = _upstream_outputs(c, season, ("map", "cube", "terrain"))
-        interval = c.interval(season)
-        for batch in c.region.batches:
-            shards = _within(c, batch.row0, batch.col0, batch.shape, 0)
+        interval, grid = c.interval(season), c.region.grid_of(season)
+        settings = wanted | {"grid": grid.to_dict()}
+        for batch in c.region.batches_of(season):
+            shards = _within(c.region.shards_of(season), batch.row0, batch.col0, batch.shape, 0)
             keys = _keys(c, season, shards, stages=("map", "cube", "terrain"))
             digest = hashlib.sha256(frames[batch.id].encode()).hexdigest()
             inputs = _checksums(known, keys) | {"reference": digest}
@@ -268,10 +288,11 @@ def _outline_units(c: Context) -> list[Unit]:
                         "outlines", known_settings, [f"{k}={v}" for k, v in inputs.items()]
                     ),
                     inputs,
-                    _batch_boxes(c, batch),
+                    _batch_boxes(grid, batch),
                     interval,
                     {
                         "batch": asdict(batch),
+                        "multiple": grid.multiple,
                         "frame": frames[batch.id],
                         **wanted,
                     },
@@ -282,8 +303,7 @@ def _outline_units(c: Context) -> list[Unit]:
     return units
 
 
-def _batch_boxes(c: Context, batch: GlacierBatch) -> tuple[LonLatBox, ...]:
-    grid = c.region.grid
+def _batch_boxes(grid: RegionGrid, batch: GlacierBatch) -> tuple[LonLatBox, ...]:
     left = grid.left + batch.col0 * grid.resolution_m
     top = grid.top - batch.row0 * grid.resolution_m
     right = left + batch.width * grid.resolution_m
@@ -295,7 +315,9 @@ def _publish_units(c: Context) -> list[Unit]:
     settings = {"name": c.region.settings.name, "reference": c.region.reference.fingerprint}
     units = []
     for season in c.region.settings.season_labels:
-        keys = tuple(unit_key("outlines", season, batch.id) for batch in c.region.batches)
+        keys = tuple(
+            unit_key("outlines", season, batch.id) for batch in c.region.batches_of(season)
+        )
         units.append(_region_unit(c, "publish", season, keys, settings=settings))
     return units
 
@@ -366,19 +388,22 @@ def _report_units(c: Context) -> list[Unit]:
 
 def _prepare_terrain(c: Context) -> None:
     dem = c.region.settings.catalog.collections.dem
-    create_terrain(c.region.workspace, c.region.grid, collections=dem)
+    for multiple in c.region.settings.multiples:
+        grid = c.region.grid.coarsened(multiple)
+        create_terrain(c.region.workspace, grid, collections=dem)
 
 
 def _prepare_cube(c: Context) -> None:
     for season in c.region.settings.season_labels:
-        create_season(c.region.workspace, season, c.region.grid, sar=c.scenes.sar is not None)
+        grid = c.region.grid_of(season)
+        create_season(c.region.workspace, season, grid, sar=season in c.scenes.sar)
 
 
 def _prepare_map(c: Context) -> None:
     from model_serving.inference import create_map
 
     for season in c.region.settings.season_labels:
-        create_map(c.region.workspace, season, c.region.grid)
+        create_map(c.region.workspace, season, c.region.grid_of(season))
 
 
 def _prepare_nothing(_context: Context) -> None:
@@ -410,7 +435,7 @@ def _layer_bytes(names: Sequence[str]) -> float:
 
 
 def _cube_bytes(c: Context) -> float:
-    return _layer_bytes([n for n in _CUBE_LAYERS if n != "sar" or c.scenes.sar is not None])
+    return _layer_bytes([n for n in _CUBE_LAYERS if n != "sar" or c.scenes.sar])
 
 
 STAGES: tuple[Stage, ...] = (

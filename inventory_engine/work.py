@@ -183,7 +183,11 @@ def _draft(job: Job, outcome: Outcome | None = None) -> Receipt:
 
 def _shard(ledger: Ledger, job: Job) -> Shard:
     row, col = job["payload"]["shard"]
-    return ledger.grid.shard(row, col)
+    return _grid(ledger, job).shard(row, col)
+
+
+def _grid(ledger: Ledger, job: Job) -> RegionGrid:
+    return ledger.grid.coarsened(job["payload"]["multiple"])
 
 
 @lru_cache(maxsize=8)
@@ -214,6 +218,7 @@ def _cube(ledger: Ledger, job: Job) -> Outcome:
         optical=_scenes(payload["optical"]) or [],
         sar=_scenes(payload["sar"]),
         policy=_policy(tuple(payload["allowed"])),
+        strategy=payload["strategy"],
     )
 
 
@@ -245,7 +250,7 @@ def _outlines(ledger: Ledger, job: Job) -> Outcome:
         job["season"],
         GlacierBatch(**batch),
         frame=unpack_frame(payload["frame"]),
-        grid=ledger.grid,
+        grid=_grid(ledger, job),
         growth_m=payload["growth_m"],
         season_window=(start, end),
         min_area_km2=payload["min_area_km2"],

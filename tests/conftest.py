@@ -18,7 +18,7 @@ from servers import stac_server
 
 from catalog.simulation import RegionSpec, SeasonSpec, SimulatedRegion, simulate_region
 from inventory_engine.pipeline import run_pipeline
-from inventory_engine.settings import load_settings
+from inventory_engine.settings_file import load_settings
 
 COMMAND = [sys.executable, "-m", "inventory_engine.cli"]
 

@@ -21,7 +21,7 @@ from inventory_engine.pipeline import Silent, run_pipeline
 from inventory_engine.plan import open_region
 from inventory_engine.receipts import Ledger
 from inventory_engine.scoring import score_season
-from inventory_engine.settings import load_settings
+from inventory_engine.settings_file import load_settings
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from servers import stac_server
 
 from inventory_engine.plan import open_region
 from inventory_engine.scoring import score_season
-from inventory_engine.settings import load_settings
+from inventory_engine.settings_file import load_settings
 from model_serving.ensemble import CARD
 from model_serving.metrics import RATIO_THRESHOLDS
 

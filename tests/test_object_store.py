@@ -13,7 +13,7 @@ from servers import s3_server
 from catalog.cube import Workspace
 from inventory_engine.lock import holder_of
 from inventory_engine.pipeline import run_pipeline
-from inventory_engine.settings import load_settings
+from inventory_engine.settings_file import load_settings
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import yaml
 
 from catalog.errors import UsageError
 from inventory_engine.logs import redact
-from inventory_engine.settings import EXAMPLE, load_settings
+from inventory_engine.settings_file import EXAMPLE, load_settings
 
 GOOD = """\
 name: alps

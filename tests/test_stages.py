@@ -30,7 +30,8 @@ from inventory_engine.executors import DaskExecutor, RayExecutor, SerialExecutor
 from inventory_engine.pipeline import preview, run_change, run_pipeline
 from inventory_engine.plan import open_region
 from inventory_engine.receipts import Ledger
-from inventory_engine.settings import DaskSettings, RaySettings, load_settings
+from inventory_engine.settings import DaskSettings, RaySettings
+from inventory_engine.settings_file import load_settings
 
 pytestmark = pytest.mark.slow
 
