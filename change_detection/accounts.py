@@ -53,6 +53,7 @@ ACCOUNT_SCHEMA = pa.schema(
     + [("member_area_km2", pa.list_(pa.float64())), ("n_members", pa.int32())]
     + [(name, pa.float64()) for name in (*_LATER, "zmin_m", "zmax_m", "zmed_m")]
     + [("inputs", pa.string()), ("n_parts", pa.int32()), ("flags", pa.list_(pa.string()))]
+    + [("look_days", pa.list_(pa.string())), ("look_shares", pa.list_(pa.float64()))]
 )
 """Columns of the accounts; missing numbers are null.
 
@@ -62,6 +63,8 @@ that was not seen in this season. ``area_clean_km2`` and ``area_debris_km2`` are
 it. ``day`` is the median day of the seen pixels, ``date_span_days`` the days between the first and
 the last. ``perimeter_km`` is the length of the ice margin without divides. ``n_parts`` counts
 separate pieces of at least 0.01 km2. ``member_area_km2`` has an entry for each member by its bit.
+``look_days`` are the days of the looks that the glacier was mapped from, ``look_shares`` what part
+of its seen pixels came from each; the largest first.
 """
 
 
@@ -122,7 +125,9 @@ def account_rows(
     mine = np.where(patches > 0, territory.owners, 0)
     members = _member_areas(scene, territory, unseen=unseen, grid=grid)
     columns = _areas(scene, territory, mine=mine, grid=grid)
-    columns |= _days(scene, territory, mine)
+    zone = np.maximum(territory.inside, mine)
+    columns |= _days(scene, territory, zone)
+    looks = zonal.shares(scene.day, zone, territory.count, where=scene.dated & (zone > 0))
     columns |= _margin(mine, territory.count, grid)
     columns["area_ensemble_sd_km2"] = ensemble_sd(members)
     columns["n_members"] = np.isfinite(members).sum(axis=0)
@@ -138,6 +143,8 @@ def account_rows(
         row = {name: _number(values[i]) for name, values in columns.items()}
         row |= {"ref_id": ref_id, "src_date": iso_day(columns["day"][i]), "inputs": inputs[i]}
         row["member_area_km2"] = members[:, i].tolist()
+        row["look_days"] = [iso_day(float(day)) for day, _ in looks[i]]
+        row["look_shares"] = [round(share, 6) for _, share in looks[i]]
         row["flags"] = _flags(row, latitudes[i], window)
         rows.append(row)
     return rows
@@ -170,9 +177,8 @@ def _areas(
     }
 
 
-def _days(scene: Scene, territory: Territory, mine: Labels) -> dict[str, npt.NDArray[Any]]:
+def _days(scene: Scene, territory: Territory, zone: Labels) -> dict[str, npt.NDArray[Any]]:
     """Days of the seen pixels that decided the glacier's area: its old outline and its ice."""
-    zone = np.maximum(territory.inside, mine)
     days = zonal.ranked(scene.day, zone, territory.count, where=scene.dated)
     return {"day": days.median, "date_span_days": days.highest - days.lowest}
 

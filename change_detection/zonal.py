@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Ranked", "counts", "means", "ranked"]
+__all__ = ["Ranked", "counts", "means", "ranked", "shares"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,6 +38,28 @@ def means(
     mean = np.full(count, np.nan)
     np.divide(total, number, out=mean, where=number > 0)
     return mean
+
+
+def shares(
+    values: npt.NDArray[Any],
+    labels: npt.NDArray[np.int32],
+    count: int,
+    *,
+    where: npt.NDArray[np.bool_],
+) -> list[list[tuple[int, float]]]:
+    """Each zone's distinct integer values with their share of it, the most frequent first."""
+    pairs, pixels = np.unique(
+        np.stack([labels[where].astype(np.int64), values[where].astype(np.int64)]),
+        axis=1,
+        return_counts=True,
+    )
+    found: list[list[tuple[int, float]]] = [[] for _ in range(count + 1)]
+    for (zone, value), number in zip(pairs.T.tolist(), pixels.tolist(), strict=True):
+        found[zone].append((value, float(number)))
+    return [
+        sorted(((v, n / sum(m for _, m in zone)) for v, n in zone), key=lambda p: (-p[1], p[0]))
+        for zone in found[1:]
+    ]
 
 
 @dataclass(frozen=True, slots=True)

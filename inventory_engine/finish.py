@@ -87,6 +87,8 @@ def _scene_facts(scene: Scene) -> dict[str, Any]:
         "id": scene.id,
         "datetime": scene.datetime,
         "kind": scene.kind,
+        "sensor": scene.sensor,
+        "bbox": list(scene.bbox),
         "cloud_percent": scene.cloud_percent,
     }
 
@@ -101,6 +103,8 @@ def run_facts(context: Context) -> dict[str, Any]:
             label: {
                 "start": settings.seasons[label].start.isoformat(),
                 "end": settings.seasons[label].end.isoformat(),
+                "composite": settings.seasons[label].composite,
+                "resolution_m": region.grid_of(label).resolution_m,
             }
             for label in settings.season_labels
         },

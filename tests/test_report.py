@@ -204,6 +204,8 @@ def write_tables(workspace, world, label, *, ice, debris, day, members) -> None:
                 "inputs": "optical+sar+terrain" if number % 3 else "optical+terrain",
                 "n_parts": len(parts),
                 "flags": sorted(flags),
+                "look_days": [f"{np.datetime64(day, 'D')}", f"{np.datetime64(day + 16, 'D')}"],
+                "look_shares": [0.75, 0.25],
             }
         )
         whole = sum(p.area for p in parts)
@@ -274,6 +276,8 @@ def describe(world: World, seasons: dict, pairs: list) -> dict:
                 + "T10:10:31Z",
                 "kind": "optical" if i % 3 else "sar",
                 "cloud_percent": float((i * 37) % 90) if i % 3 else None,
+                "sensor": "sentinel-2-msi" if i % 3 else "sentinel-1-rtc",
+                "bbox": [-180.0, -90.0, 180.0, 90.0],
             }
             for i in range(10)
         ]
@@ -282,7 +286,10 @@ def describe(world: World, seasons: dict, pairs: list) -> dict:
     scenes[next(iter(seasons))][1]["id"] = "<img src=x onerror=alert(1)>"
     return {
         "name": "Ötztal & <i>made up</i>",
-        "seasons": {k: {"start": v[0], "end": v[1]} for k, v in seasons.items()},
+        "seasons": {
+            k: {"start": v[0], "end": v[1], "composite": "least_snow", "resolution_m": 20.0}
+            for k, v in seasons.items()
+        },
         "pairs": pairs,
         "settings": {
             "name": "oetztal",

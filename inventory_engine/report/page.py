@@ -88,7 +88,10 @@ def build_page(workspace: Workspace, run: dict[str, Any]) -> Page:
             pair_rows=tables.pair_rows(story.pairs),
             glaciers=_glacier_table(story),
             events=tables.event_rows(story.region, story.pairs),
-            scenes=[(s.label, s.start, s.end, *tables.scene_rows(s)) for s in story.region.seasons],
+            scenes=[
+                (s, *tables.scene_rows(s), tables.look_rows(s, story.region.names))
+                for s in story.region.seasons
+            ],
             set_aside=tables.set_aside_rows(run),
             settings=_flat(run["settings"]),
             card=_flat(run["ensemble"].get("card") or {}),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
 from catalog.cube import (
     CLASSES,
@@ -231,14 +232,30 @@ def _collect(
         cols = _view_range(col * n, (col + 1) * n, view.col0, view.shape[1], view.step)
         if len(rows) == 0 or len(cols) == 0:
             continue
-        block = read_window(
+        block = _read_fine(
             array,
+            view.grid,
             view.row0 + rows.start * view.step,
             view.col0 + cols.start * view.step,
             shape=(len(rows) * view.step, len(cols) * view.step),
         )
         out[..., rows.start : rows.stop, cols.start : cols.stop] = reduce(block)
     return out
+
+
+def _read_fine(
+    array: zarr.Array[Any], grid: RegionGrid, row0: int, col0: int, *, shape: tuple[int, int]
+) -> npt.NDArray[Any]:
+    """Read a window counted in the region's finest pixels; coarser ones are repeated."""
+    multiple = grid.shape[0] // array.shape[-2]
+    if multiple == 1:
+        return read_window(array, row0, col0, shape=shape)
+    top, left = row0 // multiple, col0 // multiple
+    bottom, right = -(-(row0 + shape[0]) // multiple), -(-(col0 + shape[1]) // multiple)
+    coarse = read_window(array, top, left, shape=(bottom - top, right - left))
+    fine = coarse.repeat(multiple, axis=-2).repeat(multiple, axis=-1)
+    down, over = row0 - top * multiple, col0 - left * multiple
+    return fine[..., down : down + shape[0], over : over + shape[1]]
 
 
 def _written_shards(workspace: Workspace, name: str) -> list[tuple[int, int]]:

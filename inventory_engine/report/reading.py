@@ -38,6 +38,8 @@ _ACCOUNT_COLUMNS = [
     "zmed_m",
     "inputs",
     "flags",
+    "look_days",
+    "look_shares",
 ]
 _OUTLINE_COLUMNS = [
     "ref_id",
@@ -80,6 +82,10 @@ class Season:
     """One row a polygon, in the grid's projection, sorted by ``ref_id``."""
     scenes: tuple[dict[str, Any], ...]
     """Scenes searched out for this season, sorted by date and id."""
+    composite: str = ""
+    """How its looks became one, see ``catalog.strategies``."""
+    resolution_m: float = 0.0
+    """Pixel edge in metres."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,8 @@ def _read_season(workspace: Workspace, label: str, run: dict[str, Any], grid: Re
         accounts.sort_values("ref_id", kind="stable", ignore_index=True),
         outlines,
         tuple(scenes),
+        str(span.get("composite", "")),
+        float(span.get("resolution_m", grid.resolution_m)),
     )
 
 

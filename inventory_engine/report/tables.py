@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from catalog.sensors import boxes_meet
 from inventory_engine.report.numbers import PairTotals, SeasonTotals
 from inventory_engine.report.reading import Pair, RegionData, Season, joined
 from inventory_engine.report.words import plain, signed, with_sigma
@@ -21,6 +22,7 @@ __all__ = [
     "day_range",
     "event_rows",
     "inventory_rows",
+    "look_rows",
     "pair_rows",
     "scene_rows",
     "season_rows",
@@ -30,6 +32,7 @@ __all__ = [
 TABLE_ROWS = 1000
 # ^ more rows make the page slow; the full tables lie beside it
 _SCENE_ROWS = 200
+_SHOWN_SHARE = 0.005
 
 Cell = tuple[str, float | str]
 """What a table shows, and by what it sorts."""
@@ -199,6 +202,38 @@ def scene_rows(season: Season) -> tuple[list[dict[str, str]], int]:
             }
         )
     return rows, len(season.scenes)
+
+
+def look_rows(season: Season, names: dict[str, str]) -> list[dict[str, str]]:
+    """Looks that each glacier was mapped from: share, day and scenes; the largest glacier first."""
+    boxes = season.outlines.set_index("ref_id").geometry.to_crs(4326).bounds
+    rows = []
+    order = season.accounts.sort_values(["area_km2", "ref_id"], ascending=[False, True])
+    for row in order.head(TABLE_ROWS).to_dict("records"):
+        identity = str(row["ref_id"])
+        known = boxes.loc[[identity]].to_numpy() if identity in boxes.index else np.empty((0, 4))
+        days = [] if row["look_days"] is None else list(row["look_days"])
+        shares = [] if row["look_shares"] is None else list(row["look_shares"])
+        looks = [
+            f"{share:.0%} {day}: {', '.join(_scenes_of(season, day, known)) or 'unknown'}"
+            for day, share in zip(days, shares, strict=True)
+            if share >= _SHOWN_SHARE
+        ]
+        rows.append(
+            {"id": identity, "name": names.get(identity, ""), "looks": "\n".join(looks) or "none"}
+        )
+    return rows
+
+
+def _scenes_of(season: Season, day: str, boxes: npt.NDArray[np.float64]) -> list[str]:
+    """Ids of the optical scenes of a day that meet a glacier."""
+    return [
+        str(scene["id"])
+        for scene in season.scenes
+        if scene["kind"] == "optical"
+        and str(scene["datetime"])[:10] == day
+        and (not len(boxes) or any(boxes_meet(tuple(scene["bbox"]), tuple(b)) for b in boxes))
+    ]
 
 
 def set_aside_rows(run: dict[str, Any]) -> tuple[list[dict[str, str]], list[tuple[str, int]]]:
