@@ -20,7 +20,7 @@ import pystac
 from catalog.errors import DataError
 from catalog.grid import LonLatBox
 
-__all__ = ["BandSource", "Scene", "boxes_meet", "describe_item", "lon_spans"]
+__all__ = ["OLI_OF_MSI", "BandSource", "Scene", "boxes_meet", "describe_item", "lon_spans"]
 
 SceneKind = Literal["optical", "sar", "dem"]
 
@@ -58,7 +58,7 @@ _LANDSAT_SENSORS = {
 _LANDSAT_SCALE, _LANDSAT_OFFSET = 2.75e-5, -0.2
 # ^ surface reflectance of Collection 2 Level 2 (USGS LSDS-1619, section 5): the same for all of it
 _LANDSAT_QA_FILL = 1.0
-_OLI_OF_MSI = {
+OLI_OF_MSI = {
     "blue": (0.9778, -0.0040),
     "green": (1.0053, -0.0009),
     "red": (0.9765, 0.0009),
@@ -66,9 +66,11 @@ _OLI_OF_MSI = {
     "swir1": (0.9987, -0.0011),
     "swir2": (1.0030, -0.0012),
 }
-# ^ slope and offset from Sentinel-2A MSI to Landsat 8 OLI (Claverie et al. 2018, "The Harmonized
-#   Landsat and Sentinel-2 surface reflectance data set", bandpass adjustment of HLS 1.4); that of
-#   the near infrared is for band 8A
+"""Slope and offset of reflectance from Sentinel-2A MSI to Landsat 8 OLI, by band.
+
+Claverie et al. 2018, "The Harmonized Landsat and Sentinel-2 surface reflectance data set", bandpass
+adjustment of HLS 1.4; that of the near infrared is for band 8A.
+"""
 _OLI_OF_ETM = {
     "blue": (0.9785, -0.0095),
     "green": (0.9542, -0.0016),
@@ -293,7 +295,7 @@ def _as_sentinel2(sensor: str, role: str) -> tuple[float, float]:
 
     TM is taken for ETM+, whose bands it shares.
     """
-    slope, offset = _OLI_OF_MSI[role]
+    slope, offset = OLI_OF_MSI[role]
     slope, offset = 1 / slope, -offset / slope
     if sensor != "landsat-oli":
         first, shift = _OLI_OF_ETM[role]

@@ -173,7 +173,7 @@ def _score(settings: Settings, region: SimulatedRegion) -> dict[str, SeasonScore
     opened = open_region(settings)
     return {
         season: score_season(
-            opened.workspace, season, opened.shards, classes=region.classes[season]
+            opened.workspace, season, opened.shards_of(season), classes=region.classes[season]
         )
         for season in settings.season_labels
     }

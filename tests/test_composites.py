@@ -59,6 +59,7 @@ def compose(
     shard: Shard | None = None,
     name: str = "workspace",
     describe: Callable[[dict], Scene] = describe_item,
+    strategy: Any = "least_snow",
 ) -> tuple[dict[str, np.ndarray], Outcome]:
     """Build one shard and read it back."""
     grid = grid or small_grid()
@@ -72,6 +73,7 @@ def compose(
         optical=[describe(item) for item in optical],
         sar=None if sar is None else [describe_item(item) for item in sar],
         policy=AssetPolicy((str(tmp_path),)),
+        strategy=strategy,
     )
     layers = [key.split("/")[2] for key in outcome.outputs]
     return {

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from .scene import Acquisition, OpticalScene
 
 __all__ = [
+    "COG_TYPE",
     "dem_item",
+    "iso_time",
+    "made_item",
     "optical_item",
     "radar_item",
     "write_catalog",
@@ -36,11 +39,13 @@ _OPTICAL = {
     "swir16": ("B11", 1.61),
     "swir22": ("B12", 2.19),
 }
-_COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
+COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
+"""Media type of the rasters."""
 _CREATED = "2026-01-01T00:00:00Z"
 # ^ fixed, so that equal specs give equal items
 _COLLECTIONS = {
     "sentinel-2-l2a": "Made-up Sentinel-2 Level-2A scenes",
+    "landsat-c2-l2": "Made-up Landsat 8 Collection 2 Level-2 scenes",
     "sentinel-1-rtc": "Made-up Sentinel-1 radiometrically terrain-corrected scenes",
     "cop-dem-glo-30": "Made-up elevation model in the shape of Copernicus GLO-30",
 }
@@ -108,7 +113,8 @@ def _stamp(when: dt.datetime) -> str:
     return when.strftime("%Y%m%dT%H%M%S")
 
 
-def _iso(when: dt.datetime) -> str:
+def iso_time(when: dt.datetime) -> str:
+    """Time as STAC items give it."""
     return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -117,7 +123,7 @@ def _bbox(ring: list[list[float]]) -> list[float]:
     return [min(lons), min(lats), max(lons), max(lats)]
 
 
-def _item(
+def made_item(
     identifier: str,
     collection: str,
     *,
@@ -126,6 +132,7 @@ def _item(
     assets: dict[str, Any],
     extensions: tuple[str, ...],
 ) -> dict[str, Any]:
+    """STAC item of one scene."""
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -180,7 +187,7 @@ def optical_item(
         for key, (band, data) in layers.items()
     }
     properties = _optical_properties(frame, granule, acquisition, scene=scene, sun=sun)
-    return _item(
+    return made_item(
         identifier,
         "sentinel-2-l2a",
         ring=frame.lonlat_ring(granule.window),
@@ -222,7 +229,7 @@ def _optical_asset(
     described = {"nodata": 0, "data_type": cut.dtype.name, "spatial_resolution": 10 * step}
     asset = {
         "href": str(path),
-        "type": _COG_TYPE,
+        "type": COG_TYPE,
         "title": f"{key} - {10 * step}m",
         "gsd": 10 * step,
         "proj:shape": list(cut.shape),
@@ -254,7 +261,7 @@ def _optical_properties(
     baseline = acquisition.baseline
     orbit = (when.toordinal() * 7) % 40000
     return {
-        "datetime": _iso(when),
+        "datetime": iso_time(when),
         "platform": f"sentinel-2{acquisition.platform.lower()}",
         "constellation": "sentinel-2",
         "instruments": ["msi"],
@@ -308,7 +315,7 @@ def radar_item(
         write_cog(path, data, transform=rasterio.Affine(*affine), crs=frame.epsg, nodata=-32768)
         assets[key] = {
             "href": str(path),
-            "type": _COG_TYPE,
+            "type": COG_TYPE,
             "title": key.upper(),
             "roles": ["data"],
             "raster:bands": [
@@ -318,7 +325,7 @@ def radar_item(
     properties = _radar_properties(
         frame, affine, when=when, end=end, orbit=orbit, ascending=ascending
     )
-    return _item(
+    return made_item(
         identifier,
         "sentinel-1-rtc",
         ring=frame.lonlat_ring(window),
@@ -339,9 +346,9 @@ def _radar_properties(
 ) -> dict[str, Any]:
     side = frame.side_px
     return {
-        "datetime": _iso(when),
-        "start_datetime": _iso(when),
-        "end_datetime": _iso(end),
+        "datetime": iso_time(when),
+        "start_datetime": iso_time(when),
+        "end_datetime": iso_time(end),
         "platform": "SENTINEL-1A",
         "constellation": "Sentinel-1",
         "proj:epsg": frame.epsg,
@@ -400,13 +407,13 @@ def dem_item(
     assets = {
         "data": {
             "href": str(path),
-            "type": _COG_TYPE,
+            "type": COG_TYPE,
             "title": "Data",
             "roles": ["data"],
             "raster:bands": [described],
         }
     }
-    return _item(
+    return made_item(
         identifier,
         "cop-dem-glo-30",
         ring=ring,

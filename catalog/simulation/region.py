@@ -15,6 +15,7 @@ from catalog.errors import UsageError
 from .delivery import dem_item, optical_item, radar_item, write_catalog, write_cog, write_text
 from .ground import cover_ground
 from .ice import IceState, divide_glaciers, grow_ice
+from .landsat import landsat_item
 from .light import sun_position
 from .noise import fractal, stream
 from .places import RegionFrame, dem_cells, frame_of, granules_of
@@ -247,6 +248,8 @@ def _make_optical(
             scene = render_optical(
                 spec, ground, acquisition, sun=sun, convergence_deg=frame.convergence_deg
             )
+            if season.sensor == "landsat-8":
+                return [landsat_item(out / "scenes", frame, acquisition, scene, sun=sun)]
             return [
                 optical_item(
                     out / "scenes", frame, granule, acquisition=acquisition, scene=scene, sun=sun

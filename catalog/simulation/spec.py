@@ -40,6 +40,8 @@ class SeasonSpec:
         0 = bare rock and ice in every scene, 1 = deep seasonal snow.
     cloudiness
         Mean cloud cover of the season's scenes, 0 to 1.
+    sensor
+        Who takes them: Sentinel-2, or Landsat 8, which does since 2013.
     """
 
     label: str
@@ -48,6 +50,7 @@ class SeasonSpec:
     scenes: int = 3
     snowiness: float = 0.2
     cloudiness: float = 0.2
+    sensor: Literal["sentinel-2", "landsat-8"] = "sentinel-2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class RegionSpec:
                 raise UsageError(
                     f"season {season.label!r} asks for {season.scenes} scenes: 1 to 30"
                 )
+            if season.sensor == "landsat-8" and season.year < 2013:
+                raise UsageError(f"season {season.label!r}: Landsat 8 delivers since 2013")
         if self.style not in _STYLES:
             raise UsageError(f"style is {self.style!r}; known styles are {sorted(_STYLES)}")
 
@@ -106,8 +111,12 @@ class RegionSpec:
         return 16 * round(self.size_km * 100.0 / 16.0)
 
     def as_json(self) -> str:
-        """Canonical text of the spec."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1)
+        """Canonical text of the spec; what is as usual is not said, so names outlive additions."""
+        values = asdict(self)
+        for season in values["seasons"]:
+            if season["sensor"] == "sentinel-2":
+                del season["sensor"]
+        return json.dumps(values, sort_keys=True, indent=1)
 
     def digest(self) -> str:
         """Return the first 12 hex digits of the sha256 of the canonical text."""
