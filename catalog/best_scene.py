@@ -49,7 +49,13 @@ class GlacierOrders:
         ranks = np.zeros((len(self.ids) + 1, len(looks)), np.int32)
         for number, known in enumerate(self.ranks, start=1):
             ranks[number] = [known.get(n, _LAST + i) for i, n in enumerate(names)]
-        return LooksOrder(self._nearest(tile), ranks)
+        # Pixels as far from one glacier as from another are told apart the same way by all strips
+        # of a chunk only if they look at the same window.
+        size = tile.grid.chunk_px
+        row, col = tile.row // size * size, tile.col // size * size
+        nearest = self._nearest(Tile(tile.grid, row, col, size, size))
+        top, left = tile.row - row, tile.col - col
+        return LooksOrder(nearest[top : top + tile.height, left : left + tile.width], ranks)
 
     def _nearest(self, tile: Tile) -> npt.NDArray[np.int32]:
         """Number of the nearest glacier within reach, 0 where there is none."""

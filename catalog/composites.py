@@ -9,7 +9,7 @@ granules of one kind of sensor on one day.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, cast
@@ -38,13 +38,13 @@ from catalog.looks import looks_of, scenes_over
 from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
 from catalog.sensors import BandSource, Scene
 from catalog.stacks import Tile, read_bands, shard_tiles
-from catalog.strategies import Looks, LooksOrder, Strategy, choose
+from catalog.strategies import Looks, Strategy, choose
 
 __all__ = ["build_cube_shard", "create_season"]
 
-_HELD_LOOKS = 64
-# ^ looks of one chunk kept in memory: 64 x 6 bands x 512 x 512 x 2 bytes = 200 MB; where there are
-#   more, the chunk is composed in strips
+_HELD_LOOKS = 160
+# ^ looks at one chunk kept in memory: 160 x 6 bands x 512 x 512 x 2 bytes = 500 MB; where there are
+#   more, the chunk is composed in strips; where there are fewer, chunks are read together
 _STORED_MIN, _STORED_MAX = 1, 65534
 _DOUBTFUL_REFLECTANCE = -0.04
 _DOUBTFUL_FRACTION = 0.05
@@ -203,10 +203,10 @@ def _compose(
         "span": np.full((n, n), 65535, np.uint16),
         "observations": np.zeros((n, n), np.uint8),
     }
-    if looks:
-        for tile in shard_tiles(shard):
+    for tiles in _read_together(shard, len(looks)) if looks else ():
+        for tile, found in _compose_tiles(assets, tiles, looks, plan=plan, tally=tally):
             rows, cols = _place(shard, tile)
-            for name, values in _compose_tile(assets, tile, looks, plan=plan, tally=tally).items():
+            for name, values in found.items():
                 layers[name][..., rows, cols] = values
     for scene in scenes:
         if scene.sensor == "sentinel-2-msi":  # only there the offset is a matter of the scene
@@ -233,49 +233,64 @@ def _day(scene: Scene) -> int:
     return (date.fromisoformat(scene.datetime[:10]) - _EPOCH).days
 
 
-def _compose_tile(
-    assets: OpenAssets, tile: Tile, looks: list[list[Scene]], *, plan: _Plan, tally: _Tally
-) -> _Layers:
-    """Compose a chunk, in strips where its looks do not fit into memory together."""
-    order = None if plan.orders is None else plan.orders.on(tile, looks)
-    height = max(1, tile.height * _HELD_LOOKS // max(_HELD_LOOKS, len(looks)))
-    strips = []
-    for top in range(0, tile.height, height):
-        rows = min(height, tile.height - top)
-        strip = replace(tile, row=tile.row + top, height=rows)
-        here = order and replace(order, glacier=order.glacier[top : top + rows])
-        strips.append(
-            _compose_strip(assets, strip, looks, strategy=plan.strategy, order=here, tally=tally)
-        )
-    return {name: np.concatenate([s[name] for s in strips], axis=-2) for name in strips[0]}
+def _read_together(shard: Shard, looks: int) -> Iterator[list[Tile]]:
+    """Cut a shard into groups of tiles of which all looks fit into memory together.
+
+    Blocks of rasters are larger than chunks: a day is read for several chunks before the next day
+    is, so that its blocks are fetched and decoded once for all of them. Where the looks at one
+    chunk are too many, it is cut into strips.
+    """
+    tiles, side = shard_tiles(shard), shard.grid.shard_px // shard.grid.chunk_px
+    if looks > _HELD_LOOKS:
+        height = max(1, shard.grid.chunk_px * _HELD_LOOKS // looks)
+        for tile in tiles:
+            for top in range(0, tile.height, height):
+                rows = min(height, tile.height - top)
+                yield [replace(tile, row=tile.row + top, height=rows)]
+        return
+    together = _HELD_LOOKS // max(1, looks)
+    together -= together % side if together > side else 0
+    # ^ whole rows, where there is room for one
+    for start in range(0, len(tiles), together):
+        yield tiles[start : start + together]
 
 
-def _compose_strip(
+def _compose_tiles(
     assets: OpenAssets,
-    tile: Tile,
+    tiles: list[Tile],
     looks: list[list[Scene]],
     *,
-    strategy: Strategy,
-    order: LooksOrder | None,
+    plan: _Plan,
     tally: _Tally,
-) -> _Layers:
-    shape = (tile.height, tile.width)
-    found = Looks(
-        np.zeros((len(looks), len(OPTICAL_BANDS), *shape), np.uint16),
-        np.zeros((len(looks), *shape), np.bool_),
-        np.array([_day(look[0]) for look in looks], np.int32),
-    )
+) -> Iterator[tuple[Tile, _Layers]]:
+    """Compose tiles that are read together."""
+    days = np.array([_day(look[0]) for look in looks], np.int32)
+    found = [
+        Looks(
+            np.empty((len(looks), len(OPTICAL_BANDS), tile.height, tile.width), np.uint16),
+            np.empty((len(looks), tile.height, tile.width), np.bool_),
+            days,
+        )
+        for tile in tiles
+    ]
     for index, scenes in enumerate(looks):
-        found.pixels[index], found.clear[index] = _mosaic(assets, tile, scenes, tally)
-    chosen = choose(strategy, found, order)
-    optical = chosen.pixels
-    tally.clipped += int(np.count_nonzero((optical == _STORED_MIN) | (optical == _STORED_MAX)))
-    return {
-        "optical": optical,
-        "date": chosen.day,
-        "span": _span(found.clear, found.days),
-        "observations": np.minimum(found.clear.sum(axis=0, dtype=np.int64), 255).astype(np.uint8),
-    }
+        for tile, seen in zip(tiles, found, strict=True):
+            seen.pixels[index], seen.clear[index] = _mosaic(assets, tile, scenes, tally)
+    for tile in tiles:
+        seen = found.pop(0)
+        order = None if plan.orders is None else plan.orders.on(tile, looks)
+        chosen = choose(plan.strategy, seen, order)
+        optical, count = chosen.pixels, seen.clear.sum(axis=0, dtype=np.int64)
+        tally.clipped += int(np.count_nonzero((optical == _STORED_MIN) | (optical == _STORED_MAX)))
+        yield (
+            tile,
+            {
+                "optical": optical,
+                "date": chosen.day,
+                "span": _span(seen.clear, days),
+                "observations": np.minimum(count, 255).astype(np.uint8),
+            },
+        )
 
 
 def _span(seen: _Mask, days: npt.NDArray[np.int32]) -> npt.NDArray[np.uint16]:
