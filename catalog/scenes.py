@@ -1,0 +1,111 @@
+"""Scenes: what the engine knows of one STAC item, whatever its sensor. Pure, no I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from catalog.grid import LonLatBox
+
+__all__ = ["BandSource", "Scene", "SceneKind", "boxes_meet", "lon_spans"]
+
+SceneKind = Literal["optical", "sar", "dem"]
+
+
+@dataclass(frozen=True, slots=True)
+class BandSource:
+    """One single-band raster of a scene, and how its pixels become physical values."""
+
+    role: str
+    """What it shows: a band name of the store, or the kind of a mask, see ``catalog.masks``."""
+    asset: str
+    """Key of the asset in the item."""
+    href: str
+    """Where the raster is, as the item says; checked by the asset policy before it is opened."""
+    scale: float
+    """Physical value = pixel x scale + offset."""
+    offset: float
+    nodata: float | None
+    """Pixel value that means nothing was seen; None where every value is valid."""
+    crs: str | None = None
+    """Projection the item promises (``EPSG:32632`` or WKT), or None where it promises none."""
+    transform: tuple[float, ...] | None = None
+    """The six numbers of ``proj:transform`` that the item promises, or None."""
+    shape: tuple[int, int] | None = None
+    """Pixels ``(y, x)`` that the item promises, or None."""
+    checksum: str | None = None
+    """``file:checksum`` of the asset, where the catalogue gives one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One STAC item as the engine understands it."""
+
+    id: str
+    collection: str
+    kind: SceneKind
+    sensor: str
+    datetime: str
+    """ISO 8601 in UTC, for example ``2024-08-12T10:15:20Z``; empty for a DEM without a date."""
+    bands: tuple[BandSource, ...]
+    mask: BandSource | None
+    """Its classification of cloud and shadow, where there is one."""
+    bbox: LonLatBox
+    """West, south, east, north in degrees; west > east where it crosses the antimeridian."""
+    sun_azimuth: float | None
+    """Degrees clockwise from true north."""
+    sun_elevation: float | None
+    """Degrees above the horizon."""
+    cloud_percent: float | None
+    baseline: str | None
+    """Processing baseline, for example ``05.11``."""
+    fingerprint: str
+    """SHA-256 over the content that matters, not over hosts, signatures or folders."""
+    granule: str = ""
+    """Name shared by all processings of one acquisition of one tile; empty where unknown."""
+
+    @property
+    def rasters(self) -> tuple[BandSource, ...]:
+        """All its rasters: the bands, and the mask where there is one."""
+        return self.bands if self.mask is None else (*self.bands, self.mask)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready description, the inverse of :meth:`from_dict`."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Scene:
+        """Rebuild a scene from :meth:`to_dict`."""
+        fields = dict(values)
+        fields["bands"] = tuple(_band_from_dict(band) for band in fields["bands"])
+        fields["mask"] = _band_from_dict(fields["mask"]) if fields["mask"] else None
+        fields["bbox"] = tuple(fields["bbox"])
+        return cls(**fields)
+
+
+def _band_from_dict(values: Mapping[str, Any]) -> BandSource:
+    fields = dict(values)
+    for name in ("transform", "shape"):
+        if fields.get(name) is not None:
+            fields[name] = tuple(fields[name])
+    return BandSource(**fields)
+
+
+def boxes_meet(a: LonLatBox, b: LonLatBox) -> bool:
+    """Whether two boxes in degrees touch; either may have west > east over the antimeridian."""
+    if a[3] < b[1] or b[3] < a[1]:
+        return False
+    return any(
+        west_a <= east_b and west_b <= east_a
+        for west_a, east_a in lon_spans(a)
+        for west_b, east_b in lon_spans(b)
+    )
+
+
+def lon_spans(box: LonLatBox) -> list[tuple[float, float]]:
+    """West and east of a box in degrees: two spans where it crosses the antimeridian."""
+    west, _, east, _ = box
+    return [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
