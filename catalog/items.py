@@ -74,7 +74,13 @@ def make_scene(
         baseline=baseline,
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         granule=_granule(properties),
+        orbit=_orbit(properties),
     )
+
+
+def _orbit(properties: Mapping[str, Any]) -> str:
+    direction = properties.get("sat:orbit_state")
+    return str(direction) if direction in ("ascending", "descending") else ""
 
 
 def _granule(properties: Mapping[str, Any]) -> str:

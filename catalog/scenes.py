@@ -65,6 +65,8 @@ class Scene:
     """SHA-256 over the content that matters, not over hosts, signatures or folders."""
     granule: str = ""
     """Name shared by all processings of one acquisition of one tile; empty where unknown."""
+    orbit: str = ""
+    """``ascending`` or ``descending``; empty where unknown."""
 
     @property
     def rasters(self) -> tuple[BandSource, ...]:

@@ -83,9 +83,21 @@ _OLI_OF_ETM = {
 }
 # ^ from ETM+ to OLI, surface reflectance, reduced major axis (Roy et al. 2016, "Characterization of
 #   Landsat-7 to Landsat-8 reflective wavelength and NDVI continuity", table 2)
-_SAR_KEYS = {"vv": ("vv",), "vh": ("vh",)}
+_SAR_COLLECTION = "sentinel-1-rtc"
+_SAR_KEYS = ("vv", "vh")
 _SAR_NODATA = -32768.0
-_DEM_KEYS = {"elevation": ("data",)}
+_DEMS: dict[str, tuple[str, str, float | None]] = {
+    "cop-dem-glo-30": ("copernicus-dem", "data", None),
+    "cop-dem-glo-90": ("copernicus-dem", "data", None),
+    "nasadem": ("nasadem", "elevation", -32768.0),
+}
+# ^ collection -> sensor, asset key, pixel value without a height where the item does not say it
+_SUPPORTED = (*_SENTINEL2_COLLECTIONS, _LANDSAT_COLLECTION, _SAR_COLLECTION, *_DEMS)
+_INSTEAD = {
+    "landsat-8-c2-l2": _LANDSAT_COLLECTION,
+    "sentinel-2-l1c": _SENTINEL2_COLLECTIONS[0],
+}
+# ^ collections one might ask for -> the one whose pixels can be used
 
 
 def describe_item(item: Mapping[str, Any] | pystac.Item) -> Scene:
@@ -100,8 +112,9 @@ def describe_item(item: Mapping[str, Any] | pystac.Item) -> Scene:
     ------
     DataError
         ``bad-item`` where a field is missing or malformed, ``unsupported-sensor``,
-        ``not-terrain-corrected`` for Sentinel-1 GRD, ``radiometry-doubtful`` where the fields that
-        say how pixels become reflectance contradict each other.
+        ``not-terrain-corrected`` for Sentinel-1 GRD, ``polarisation-missing`` for radar without
+        VV or VH, ``radiometry-doubtful`` where the fields that say how pixels become reflectance
+        contradict each other.
     """
     values = item.to_dict(transform_hrefs=False) if isinstance(item, pystac.Item) else item
     if not isinstance(values, Mapping) or not isinstance(values.get("properties"), Mapping):
@@ -112,20 +125,21 @@ def describe_item(item: Mapping[str, Any] | pystac.Item) -> Scene:
         return _describe_sentinel2(values)
     if collection == _LANDSAT_COLLECTION:
         return _describe_landsat(values)
-    if collection == "sentinel-1-rtc":
+    if collection == _SAR_COLLECTION:
         return _describe_sar(values)
-    if collection.startswith("cop-dem-glo-"):
+    if collection in _DEMS:
         return _describe_dem(values)
     if collection == "sentinel-1-grd":
         raise DataError(
             f"{values['id']}: Sentinel-1 GRD is not terrain-corrected, in mountains its pixels lie "
-            "hundreds of metres off; use the collection sentinel-1-rtc",
+            f"hundreds of metres off; use the collection {_SAR_COLLECTION}",
             kind="not-terrain-corrected",
         )
+    advice = f"supported are {', '.join(_SUPPORTED)}"
+    if collection in _INSTEAD:
+        advice = f"use the collection {_INSTEAD[collection]}"
     raise DataError(
-        f"{values['id']}: collection {collection!r} is not supported; supported are "
-        f"{', '.join(_SENTINEL2_COLLECTIONS)}, {_LANDSAT_COLLECTION}, sentinel-1-rtc and "
-        "cop-dem-glo-30",
+        f"{values['id']}: collection {collection!r} is not supported; {advice}",
         kind="unsupported-sensor",
     )
 
@@ -257,16 +271,31 @@ def _describe_landsat(item: Mapping[str, Any]) -> Scene:
 
 
 def _describe_sar(item: Mapping[str, Any]) -> Scene:
+    """Sentinel-1 RTC: linear gamma0. Acquisitions in one polarisation are set aside.
+
+    The store's radar layer is VV and VH together, as the networks take them: a mean whose VV comes
+    from other days than its VH would show a difference that is one of time. Around the poles much
+    is taken in HH (and HV), which scatter from ice in another way and are no stand-in.
+    """
+    assets = item.get("assets")
+    held = assets if isinstance(assets, Mapping) else {}
+    found = [key for key in ("vv", "vh", "hh", "hv") if key in held]
+    if found and not {*_SAR_KEYS} <= {*found}:
+        raise DataError(
+            f"{item['id']}: polarisations are {', '.join(found).upper()}, expected VV and VH",
+            kind="polarisation-missing",
+        )
     bands = []
-    for role, keys in _SAR_KEYS.items():
-        key, asset = find_asset(item, keys)
+    for role in _SAR_KEYS:
+        key, asset = find_asset(item, (role,))
         nodata = nodata_of(item, asset, _SAR_NODATA)
         bands.append(band_source(item, role, key=key, scale=1.0, offset=0.0, nodata=nodata))
     return make_scene(item, "sar", sensor="sentinel-1-rtc", bands=bands)
 
 
 def _describe_dem(item: Mapping[str, Any]) -> Scene:
-    key, asset = find_asset(item, _DEM_KEYS["elevation"])
-    nodata = nodata_of(item, asset, None)
+    sensor, name, default = _DEMS[item["collection"]]
+    key, asset = find_asset(item, (name,))
+    nodata = nodata_of(item, asset, default)
     band = band_source(item, "elevation", key=key, scale=1.0, offset=0.0, nodata=nodata)
-    return make_scene(item, "dem", sensor="copernicus-dem", bands=[band])
+    return make_scene(item, "dem", sensor=sensor, bands=[band])

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import pystac
 import pytest
@@ -33,118 +34,182 @@ def item(tmp_path: Path) -> dict:
     return optical_item(tmp_path, "S2B_32TPS_20240812_0_L2A", when="2024-08-12T10:15:20.123Z")
 
 
+# What the bands of each sensor are: role -> asset key, scale, offset, value of no data. Those of
+# Landsat lead to Sentinel-2's reflectance: for OLI, 2.75e-5 / slope and (-0.2 - offset) / slope of
+# the published adjustment.
+MSI_OF_EARTH_SEARCH = ("blue", "green", "red", "nir", "swir16", "swir22")
+MSI_OF_PLANETARY_COMPUTER = ("B02", "B03", "B04", "B08", "B11", "B12")
+
+
+def msi(keys: tuple[str, ...], offset: float) -> dict[str, tuple]:
+    return {role: (key, 1e-4, offset, 0.0) for role, key in zip(ROLES, keys, strict=True)}
+
+
+OLI = {
+    "blue": ("blue", 2.812436e-05, -0.200450, 0.0),
+    "green": ("green", 2.735502e-05, -0.198050, 0.0),
+    "red": ("red", 2.816180e-05, -0.205735, 0.0),
+    "nir": ("nir08", 2.754683e-05, -0.200240, 0.0),
+    "swir1": ("swir16", 2.753580e-05, -0.199159, 0.0),
+    "swir2": ("swir22", 2.741775e-05, -0.198205, 0.0),
+}
+RADAR = {"vv": ("vv", 1.0, 0.0, -32768.0), "vh": ("vh", 1.0, 0.0, -32768.0)}
+DEM = {"elevation": ("data", 1.0, 0.0, None)}
+
+
+class Expected(NamedTuple):
+    items: int
+    sensor: str
+    bands: dict[str, tuple]
+    epsg: set[int]
+    mask: tuple[str, str, float] | None = None
+    """Role, asset key and value of no data."""
+    baseline: str | None = None
+    orbits: frozenset[str] = frozenset({""})
+
+
+SCL, SCL_OF_PLANETARY_COMPUTER = ("scl", "scl", 0.0), ("scl", "SCL", 0.0)
+QA = ("qa_pixel", "qa_pixel", 1.0)
+DESCENDING = frozenset({"descending"})
+DESCRIBED = {
+    "earth-search_sentinel-2-c1-l2a.json": Expected(
+        6, "sentinel-2-msi", msi(MSI_OF_EARTH_SEARCH, -0.1), {32720, 32724}, SCL, "05.11"
+    ),
+    "earth-search_sentinel-2-c1-l2a_10items.json": Expected(
+        10, "sentinel-2-msi", msi(MSI_OF_EARTH_SEARCH, -0.1), {32613}, SCL, "05.10"
+    ),
+    "earth-search_sentinel-2-l2a.json": Expected(  # boa_offset_applied is true in all of them
+        6, "sentinel-2-msi", msi(MSI_OF_EARTH_SEARCH, 0.0), {32720, 32724}, SCL, "05.11"
+    ),
+    "pc_s2_T06VVN_columbia.json": Expected(
+        1,
+        "sentinel-2-msi",
+        msi(MSI_OF_PLANETARY_COMPUTER, 0.0),
+        {32606},
+        SCL_OF_PLANETARY_COMPUTER,
+        "02.12",
+        DESCENDING,
+    ),
+    "planetary-computer_sentinel-2-l2a.json": Expected(
+        6,
+        "sentinel-2-msi",
+        msi(MSI_OF_PLANETARY_COMPUTER, 0.0),
+        {32659, 32660},
+        SCL_OF_PLANETARY_COMPUTER,
+        "02.12",
+        DESCENDING,
+    ),
+    "planetary-computer_sentinel-2-l2a_4items.json": Expected(
+        4,
+        "sentinel-2-msi",
+        msi(MSI_OF_PLANETARY_COMPUTER, -0.1),
+        {32646, 32647},
+        SCL_OF_PLANETARY_COMPUTER,
+        "05.10",
+        frozenset({"ascending"}),
+    ),
+    "s2_35MNM_series.geojson": Expected(
+        13,
+        "sentinel-2-msi",
+        msi(MSI_OF_PLANETARY_COMPUTER, 0.0),
+        {32735},
+        SCL_OF_PLANETARY_COMPUTER,
+        "02.12",
+        DESCENDING,
+    ),
+    "earth-search_landsat-c2-l2.json": Expected(1, "landsat-oli", OLI, {32613}, QA),
+    "planetary-computer_landsat-c2-l2.json": Expected(6, "landsat-oli", OLI, {32657, 32658}, QA),
+    "planetary-computer_landsat-c2-l2_4items.json": Expected(
+        4, "landsat-oli", OLI, {32655, 32656}, QA
+    ),
+    "planetary-computer_sentinel-1-rtc.json": Expected(
+        1, "sentinel-1-rtc", RADAR, {32634}, orbits=DESCENDING
+    ),
+    "planetary-computer_sentinel-1-rtc_4items.json": Expected(
+        4, "sentinel-1-rtc", RADAR, {32633}, orbits=DESCENDING
+    ),
+    "earth-search_cop-dem-glo-30.json": Expected(4, "copernicus-dem", DEM, {4326}),
+    "planetary-computer_cop-dem-glo-30.json": Expected(4, "copernicus-dem", DEM, {4326}),
+}
+REFUSED = {
+    "earth-search_sentinel-1-grd.json": (3, "not-terrain-corrected", "sentinel-1-rtc"),
+    "planetary-computer_landsat-8-c2-l2.json": (3, "unsupported-sensor", "landsat-c2-l2"),
+}
+
+
 @pytest.mark.real_data
-@pytest.mark.parametrize(
-    ("name", "offset"),
-    [
-        ("earth-search_sentinel-2-c1-l2a.json", -0.1),
-        ("earth-search_sentinel-2-c1-l2a_10items.json", -0.1),
-        ("earth-search_sentinel-2-l2a.json", 0.0),  # boa_offset_applied is true in all of them
-        ("pc_s2_T06VVN_columbia.json", 0.0),  # baseline 02.12
-        ("planetary-computer_sentinel-2-l2a.json", 0.0),  # baseline 02.12
-        ("planetary-computer_sentinel-2-l2a_4items.json", -0.1),  # baseline 05.10
-        ("s2_35MNM_series.geojson", 0.0),  # baseline 02.12
-    ],
-)
-def test_real_sentinel2_items_say_how_pixels_become_reflectance(name: str, offset: float) -> None:
+def test_every_kept_item_is_in_one_of_the_two_tables() -> None:
+    if not REAL.exists():
+        pytest.skip(f"the real STAC items are not at {REAL} (set INVENTORY_ENGINE_TEST_DATA)")
+    assert {path.name for path in REAL.iterdir()} == DESCRIBED.keys() | REFUSED.keys()
+    assert sum(e.items for e in DESCRIBED.values()) + sum(n for n, *_ in REFUSED.values()) == 76
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", sorted(DESCRIBED))
+def test_real_items_say_how_pixels_become_physical_values(name: str) -> None:
+    expected = DESCRIBED[name]
+    scenes = [describe_item(item) for item in real_items(name)]
+    assert len(scenes) == expected.items
+    for scene in scenes:
+        assert (scene.sensor, scene.baseline) == (expected.sensor, expected.baseline)
+        assert [band.role for band in scene.bands] == list(expected.bands)
+        for band in scene.bands:
+            asset, scale, offset, nodata = expected.bands[band.role]
+            assert (band.asset, band.nodata) == (asset, nodata)
+            assert (band.scale, band.offset) == pytest.approx((scale, offset), rel=1e-5)
+        mask = scene.mask and (scene.mask.role, scene.mask.asset, scene.mask.nodata)
+        assert mask == expected.mask
+        assert all(raster.shape and raster.transform for raster in scene.rasters)
+        if scene.kind == "optical":
+            assert scene.cloud_percent is not None
+            assert scene.sun_elevation is not None
+            assert 0 < scene.sun_elevation < 90
+    assert {raster.crs for scene in scenes for raster in scene.rasters} == {
+        f"EPSG:{code}" for code in expected.epsg
+    }
+    assert {scene.orbit for scene in scenes} == expected.orbits
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_real_items_that_cannot_be_used_are_refused_by_name_with_advice(name: str) -> None:
+    count, kind, instead = REFUSED[name]
+    items = real_items(name)
+    assert len(items) == count
+    for item in items:
+        with pytest.raises(DataError, match=rf"{item['id']}.*use the collection {instead}$") as e:
+            describe_item(item)
+        assert e.value.kind == kind
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", [name for name in sorted(DESCRIBED) if "sentinel-2" in name])
+def test_real_bands_of_sentinel2_promise_their_own_pixels(name: str) -> None:
     for item in real_items(name):
         scene = describe_item(item)
-        assert scene.kind == "optical"
-        assert tuple(band.role for band in scene.bands) == ROLES
-        assert {band.scale for band in scene.bands} == {1e-4}
-        assert {band.offset for band in scene.bands} == {offset}
-        assert {band.nodata for band in scene.bands} == {0.0}
-        assert scene.mask is not None
-        assert scene.mask.shape == (5490, 5490)
+        edges = {band.role: (band.shape, band.transform) for band in scene.rasters}
+        for role in ("swir1", "swir2", "scl"):
+            shape, transform = edges[role]
+            assert shape == (5490, 5490)
+            assert transform is not None
+            assert transform[0] == 20
         tile = scene.granule.rpartition("/")[2]
         hemisphere = 326 if tile[2] >= "N" else 327
-        epsg = item["properties"]["proj:epsg"]
-        assert scene.bands[0].crs == f"EPSG:{epsg}"
-        assert epsg == int(f"{hemisphere}{tile[:2]}") or name.startswith("s2_35MNM")
-        swir = next(band for band in scene.bands if band.role == "swir1")
-        assert swir.shape == (5490, 5490)
-        assert swir.transform is not None
-        assert swir.transform[0] == 20
-        assert scene.sun_elevation is not None
-        assert 0 < scene.sun_elevation < 90
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize(
-    "name",
-    [
-        "earth-search_landsat-c2-l2.json",
-        "planetary-computer_landsat-c2-l2.json",
-        "planetary-computer_landsat-c2-l2_4items.json",
-    ],
-)
-def test_real_landsat_items_say_how_pixels_become_reflectance(name: str) -> None:
-    for item in real_items(name):
-        scene = describe_item(item)
-        assert (scene.kind, scene.sensor) == ("optical", "landsat-oli")
-        assert tuple(band.role for band in scene.bands) == ROLES
-        assert {b.nodata for b in scene.bands} == {0.0}
-        for band in scene.bands:
-            assert band.scale == pytest.approx(2.75e-5, rel=0.03)
-            assert band.offset == pytest.approx(-0.2, abs=0.01)
-        assert scene.mask is not None
-        assert (scene.mask.role, scene.mask.asset, scene.mask.nodata) == ("qa_pixel",) * 2 + (1.0,)
-        assert {band.crs for band in scene.bands} == {f"EPSG:{item['properties']['proj:epsg']}"}
-        assert scene.cloud_percent is not None
-        assert scene.sun_elevation is not None
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize(
-    "name",
-    ["planetary-computer_sentinel-1-rtc.json", "planetary-computer_sentinel-1-rtc_4items.json"],
-)
-def test_real_terrain_corrected_radar_is_linear_gamma0(name: str) -> None:
-    described = 0
-    for item in real_items(name):
-        polarisations = item["properties"]["sar:polarizations"]
-        if polarisations != ["VV", "VH"]:
-            with pytest.raises(DataError, match="vv"):
-                describe_item(item)
-            continue
-        scene = describe_item(item)
-        assert [band.role for band in scene.bands] == ["vv", "vh"]
-        assert {band.nodata for band in scene.bands} == {-32768.0}
-        assert {(band.scale, band.offset) for band in scene.bands} == {(1.0, 0.0)}
-        assert scene.mask is None
-        described += 1
-    assert described
+        assert scene.bands[0].crs == f"EPSG:{hemisphere}{tile[:2]}"
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     "name", ["earth-search_cop-dem-glo-30.json", "planetary-computer_cop-dem-glo-30.json"]
 )
-def test_real_elevation_models_are_described_even_over_the_antimeridian(name: str) -> None:
+def test_real_elevation_models_are_found_over_the_antimeridian(name: str) -> None:
     scenes = [describe_item(item) for item in real_items(name)]
-    assert {scene.kind for scene in scenes} == {"dem"}
-    assert {scene.bands[0].role for scene in scenes} == {"elevation"}
-    assert {scene.bands[0].crs for scene in scenes} == {"EPSG:4326"}
     outermost = next(scene for scene in scenes if "W180" in scene.id)
     assert outermost.bbox[0] > outermost.bbox[2]
     assert boxes_meet(outermost.bbox, (179.9, -89.9, 180.0, -89.0))
     assert boxes_meet(outermost.bbox, (-180.0, -89.9, -179.9, -89.0))
     assert not boxes_meet(outermost.bbox, (0.0, -89.9, 10.0, -89.0))
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("earth-search_sentinel-1-grd.json", "not-terrain-corrected"),
-        ("planetary-computer_landsat-8-c2-l2.json", "unsupported-sensor"),
-    ],
-)
-def test_real_items_that_are_not_supported_are_refused_by_name(name: str, kind: str) -> None:
-    for item in real_items(name):
-        with pytest.raises(DataError, match=item["id"]) as caught:
-            describe_item(item)
-        assert caught.value.kind == kind
 
 
 @pytest.mark.real_data
@@ -274,6 +339,55 @@ def test_landsat_scaled_in_another_way_is_doubtful(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="asset red has scale") as caught:
         describe_item(item)
     assert caught.value.kind == "radiometry-doubtful"
+
+
+@pytest.mark.parametrize(
+    ("collection", "asset", "sensor", "nodata"),
+    [
+        ("cop-dem-glo-90", "data", "copernicus-dem", None),
+        ("nasadem", "elevation", "nasadem", -32768.0),
+    ],
+)
+def test_other_elevation_models_are_described(
+    tmp_path: Path, collection: str, asset: str, sensor: str, nodata: float | None
+) -> None:
+    item = dem_item(tmp_path, "DEM", paint=lambda x, y: x + y, west=10.75, south=46.75)
+    item["collection"] = collection
+    item["assets"] = {asset: item["assets"]["data"]}
+    scene = describe_item(item)
+    (band,) = scene.bands
+    assert (scene.kind, scene.sensor) == ("dem", sensor)
+    assert (band.role, band.asset, band.nodata) == ("elevation", asset, nodata)
+    item["assets"][asset]["raster:bands"] = [{"nodata": -9999}]
+    assert describe_item(item).bands[0].nodata == -9999.0
+
+
+def test_radar_keeps_the_direction_of_its_orbit(tmp_path: Path) -> None:
+    item = sar_item(tmp_path, "S1A", when="2024-08-02T05:00:00Z", paint=0.1)
+    assert describe_item(item).orbit == ""
+    for direction in ("ascending", "descending"):
+        item["properties"]["sat:orbit_state"] = direction
+        assert describe_item(item).orbit == direction
+    item["properties"]["sat:orbit_state"] = "geostationary"
+    assert describe_item(item).orbit == ""
+
+
+@pytest.mark.parametrize(
+    ("polarisations", "kind", "says"),
+    [
+        (("vv",), "polarisation-missing", "polarisations are VV, expected VV and VH"),
+        (("hh", "hv"), "polarisation-missing", "polarisations are HH, HV, expected VV and VH"),
+        ((), "bad-item", "an asset named vv"),
+    ],
+)
+def test_radar_without_both_polarisations_is_set_aside_by_name(
+    tmp_path: Path, polarisations: tuple[str, ...], kind: str, says: str
+) -> None:
+    item = sar_item(tmp_path, "S1A", when="2024-08-02T05:00:00Z", paint=0.1)
+    item["assets"] = dict.fromkeys(polarisations, item["assets"]["vv"])
+    with pytest.raises(DataError, match=f"S1A.*{says}") as caught:
+        describe_item(item)
+    assert caught.value.kind == kind
 
 
 @pytest.mark.parametrize(
