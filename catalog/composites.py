@@ -217,7 +217,7 @@ def _compose(
         "optical_scenes": len(scenes),
         "scene_ids": sorted(scene.id for scene in scenes),
         "looks": len(looks),
-        "without_mask": sorted(scene.id for scene in scenes if scene.mask is None),
+        "without_mask": sorted(scene.id for scene in scenes if not scene.masks),
         "valid_fraction": round(float(seen.mean()), 6),
         "clipped": tally.clipped,
     }
@@ -338,13 +338,12 @@ def _read_scene(
     pixels, dark = _stored(raw, bands)
     tally.valid[scene.id] = tally.valid.get(scene.id, 0) + int(np.count_nonzero(usable))
     tally.dark[scene.id] = tally.dark.get(scene.id, 0) + int(np.count_nonzero(dark & usable))
-    if scene.mask is not None:
-        size = tile.grid.resolution_m
-        wide = tile.widened(mask_halo(size))
-        kind = cast(MaskKind, scene.mask.role)
-        dtype = MASK_DTYPES[kind]
-        (classes,) = read_bands(assets, [scene.mask], wide, dtype=dtype, categories=True)
-        usable &= usable_pixels(classes, resolution_m=size, kind=kind)
+    size = tile.grid.resolution_m
+    wide = tile.widened(mask_halo(size))
+    for mask in scene.masks:
+        kind = cast(MaskKind, mask.role)
+        (flags,) = read_bands(assets, [mask], wide, dtype=MASK_DTYPES[kind], categories=True)
+        usable &= usable_pixels(flags, resolution_m=size, kind=kind)
     return pixels, usable
 
 

@@ -38,7 +38,7 @@ def make_scene(
     *,
     sensor: str,
     bands: Sequence[BandSource],
-    mask: BandSource | None = None,
+    masks: Sequence[BandSource] = (),
     baseline: str | None = None,
 ) -> Scene:
     """Scene of an item whose bands are known; the other fields are read here."""
@@ -52,7 +52,7 @@ def make_scene(
         "baseline": baseline,
         "bands": [
             [role, band.asset, band.scale, band.offset, band.nodata, band.checksum]
-            for role, band in [*((b.role, b) for b in bands), *([("mask", mask)] if mask else [])]
+            for role, band in [*((b.role, b) for b in bands), *(("mask", m) for m in masks)]
         ],
     }
     text = json.dumps(matters, sort_keys=True, separators=(",", ":"))
@@ -66,7 +66,7 @@ def make_scene(
         sensor=sensor,
         datetime=when,
         bands=tuple(bands),
-        mask=mask,
+        masks=tuple(masks),
         bbox=_bbox(item),
         sun_azimuth=azimuth,
         sun_elevation=90.0 - zenith if elevation is None and zenith is not None else elevation,

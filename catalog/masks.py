@@ -2,8 +2,10 @@
 
 Each kind of mask band is read into two layers: what must not be used, and what of it spreads,
 because its rim is missed by the classification. The kinds are the Sentinel-2 scene classification
-(``scl``) and the ``QA_PIXEL`` band of Landsat Collection 2 (``qa_pixel``; USGS LSDS-1619, Landsat
-8-9 Collection 2 Level 2 Science Product Guide, table 6-3, and LSDS-1618 for Landsat 4-7).
+(``scl``), the ``QA_PIXEL`` band of Landsat Collection 2 (``qa_pixel``; USGS LSDS-1619, Landsat 8-9
+Collection 2 Level 2 Science Product Guide, table 6-3, and LSDS-1618 for Landsat 4-7), and its
+``QA_RADSAT`` band in the band numbers of TM and ETM+ (``radsat_tm``; LSDS-1415, LSDS-1414) and of
+OLI (``radsat_oli``; LSDS-1619).
 """
 
 from __future__ import annotations
@@ -17,18 +19,35 @@ from scipy import ndimage
 
 __all__ = ["MASK_DTYPES", "MaskKind", "mask_halo", "usable_pixels"]
 
-MaskKind = Literal["scl", "qa_pixel"]
-MASK_DTYPES: dict[str, str] = {"scl": "uint8", "qa_pixel": "uint16"}
-"""Kinds of mask bands and the type of their pixels; 0 is no data in all of them."""
+MaskKind = Literal["scl", "qa_pixel", "radsat_tm", "radsat_oli"]
+MASK_DTYPES: dict[str, str] = {
+    "scl": "uint8",
+    "qa_pixel": "uint16",
+    "radsat_tm": "uint16",
+    "radsat_oli": "uint16",
+}
+"""Kinds of mask bands and the type of their pixels."""
 
 _NO_DATA, _SATURATED, _SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS = 0, 1, 3, 8, 9, 10
-# ^ classes of the Sentinel-2 scene classification (SCL); 2 (dark area) and 11 (snow and ice) stay:
-#   much of a glacier is one or the other
+# ^ classes of the Sentinel-2 scene classification (SCL); 1 is saturated or defective; 2 (dark area)
+#   and 11 (snow and ice) stay: much of a glacier is one or the other
 _UNUSABLE = (_NO_DATA, _SATURATED, _SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS)
 _SPREADING = (_SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS)
 _FILL, _DILATED_CLOUD, _CLOUD, _CLOUD_SHADOW = 1 << 0, 1 << 1, 1 << 3, 1 << 4
 # ^ bits of QA_PIXEL; bit 2 (cirrus) stays out: its band sees the ground of high, dry mountains, and
 #   snow there is flagged by the thousand
+_RADSAT_UNUSABLE = {
+    "radsat_tm": 1 << 4 | 1 << 6 | 1 << 9,  # bands 5 and 7, and pixels the detector dropped
+    "radsat_oli": 1 << 5 | 1 << 6 | 1 << 11,  # bands 6 and 7, and ground hidden behind a mountain
+}
+# ^ Of the six bands only the two of the short-wave infrared make a pixel unusable. TM and ETM+ clip
+#   sunlit snow in bands 1 to 4, above all in band 1 (Dozier 1984, "Snow reflectance from Landsat-4
+#   Thematic Mapper"): with the sun at 48 degrees TM reaches its largest radiance (Chander et al.
+#   2009, table 3) at a reflectance of 0.41, 0.85, 0.72 and 0.90 in bands 1 to 4. There the value is
+#   a lower bound which is bright still, and against the short-wave infrared, where snow and ice
+#   stay below 0.3, it tells them from all else; without these pixels accumulation areas would be
+#   full of holes. Bands 5 and 7 clip at 0.57 and 0.83: whatever does so is cloud, fire or glint,
+#   and rock whose short-wave infrared is cut off would look like ice.
 _REACH_M = 60.0
 # ^ three pixels of Sentinel-2's classification, two of Landsat's: they miss the rims of clouds
 
@@ -39,14 +58,15 @@ def mask_halo(resolution_m: float) -> int:
 
 
 def usable_pixels(
-    classes: npt.NDArray[np.unsignedinteger], *, resolution_m: float, kind: MaskKind = "scl"
+    flags: npt.NDArray[np.unsignedinteger], *, resolution_m: float, kind: MaskKind = "scl"
 ) -> npt.NDArray[np.bool_]:
-    """Pixels that are seen and lie clear of cloud and shadow.
+    """Pixels that are seen, not saturated and clear of cloud and shadow, as far as a mask tells.
 
     Parameters
     ----------
-    classes : ``(y, x)`` of the type in :data:`MASK_DTYPES`
-        Mask band on the grid, with :func:`mask_halo` pixels on every side; 0 = not seen.
+    flags : ``(y, x)`` of the type in :data:`MASK_DTYPES`
+        Mask band on the grid, with :func:`mask_halo` pixels on every side; 0 = not seen, or in
+        QA_RADSAT nothing to tell.
     resolution_m
         Pixel edge in metres.
     kind
@@ -58,11 +78,14 @@ def usable_pixels(
     """
     halo = mask_halo(resolution_m)
     usable: npt.NDArray[np.bool_]
+    hazard = np.zeros(flags.shape, np.bool_)
     if kind == "scl":
-        usable, hazard = ~np.isin(classes, _UNUSABLE), np.isin(classes, _SPREADING)
+        usable, hazard = ~np.isin(flags, _UNUSABLE), np.isin(flags, _SPREADING)
+    elif kind == "qa_pixel":
+        hazard = (flags & (_CLOUD | _CLOUD_SHADOW)) > 0
+        usable = (flags > 0) & ((flags & (_FILL | _DILATED_CLOUD)) == 0)
     else:
-        hazard = (classes & (_CLOUD | _CLOUD_SHADOW)) > 0
-        usable = (classes > 0) & ((classes & (_FILL | _DILATED_CLOUD)) == 0)
+        usable = (flags & _RADSAT_UNUSABLE[kind]) == 0
     if hazard.any():
         distance = ndimage.distance_transform_edt(~hazard) * resolution_m
         usable &= distance > _REACH_M

@@ -132,7 +132,7 @@ def _public(scene: Scene) -> Scene:
     return replace(
         scene,
         bands=tuple(map(clean, scene.bands)),
-        mask=None if scene.mask is None else clean(scene.mask),
+        masks=tuple(map(clean, scene.masks)),
     )
 
 

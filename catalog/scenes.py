@@ -50,8 +50,8 @@ class Scene:
     datetime: str
     """ISO 8601 in UTC, for example ``2024-08-12T10:15:20Z``; empty for a DEM without a date."""
     bands: tuple[BandSource, ...]
-    mask: BandSource | None
-    """Its classification of cloud and shadow, where there is one."""
+    masks: tuple[BandSource, ...]
+    """What tells its usable pixels; the role is the kind, see ``catalog.masks``. All must agree."""
     bbox: LonLatBox
     """West, south, east, north in degrees; west > east where it crosses the antimeridian."""
     sun_azimuth: float | None
@@ -70,8 +70,8 @@ class Scene:
 
     @property
     def rasters(self) -> tuple[BandSource, ...]:
-        """All its rasters: the bands, and the mask where there is one."""
-        return self.bands if self.mask is None else (*self.bands, self.mask)
+        """All its rasters: the bands and the masks."""
+        return self.bands + self.masks
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of :meth:`from_dict`."""
@@ -82,8 +82,8 @@ class Scene:
     def from_dict(cls, values: Mapping[str, Any]) -> Scene:
         """Rebuild a scene from :meth:`to_dict`."""
         fields = dict(values)
-        fields["bands"] = tuple(_band_from_dict(band) for band in fields["bands"])
-        fields["mask"] = _band_from_dict(fields["mask"]) if fields["mask"] else None
+        for name in ("bands", "masks"):
+            fields[name] = tuple(_band_from_dict(band) for band in fields[name])
         fields["bbox"] = tuple(fields["bbox"])
         return cls(**fields)
 

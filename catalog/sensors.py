@@ -162,17 +162,17 @@ def _describe_sentinel2(item: Mapping[str, Any]) -> Scene:
                 nodata=nodata_of(item, asset, 0.0),
             )
         )
-    mask = None
-    for key in _SENTINEL2_MASK_KEYS:
-        if isinstance(item["assets"].get(key), Mapping):
-            mask = band_source(item, "scl", key=key, scale=1.0, offset=0.0, nodata=0.0)
-            break
+    masks = [
+        band_source(item, "scl", key=key, scale=1.0, offset=0.0, nodata=0.0)
+        for key in _SENTINEL2_MASK_KEYS
+        if isinstance(item["assets"].get(key), Mapping)
+    ]
     return make_scene(
         item,
         "optical",
         sensor="sentinel-2-msi",
         bands=bands,
-        mask=mask,
+        masks=masks[:1],
         baseline=baseline,
     )
 
@@ -230,6 +230,7 @@ def _describe_landsat(item: Mapping[str, Any]) -> Scene:
     platform = str(properties.get("platform") or "")
     if platform not in _LANDSAT_SENSORS:
         raise bad_field(item, "platform", platform, f"one of {', '.join(_LANDSAT_SENSORS)}")
+    sensor = _LANDSAT_SENSORS[platform]
     tier, correction = (
         str(properties.get(f"landsat:{name}") or "")
         for name in ("collection_category", "correction")
@@ -248,7 +249,7 @@ def _describe_landsat(item: Mapping[str, Any]) -> Scene:
                 f"Collection 2 Level 2 has {_LANDSAT_SCALE} and {_LANDSAT_OFFSET}",
                 kind="radiometry-doubtful",
             )
-        slope, shift = _as_sentinel2(_LANDSAT_SENSORS[platform], role)
+        slope, shift = _as_sentinel2(sensor, role)
         bands.append(
             band_source(
                 item,
@@ -259,15 +260,20 @@ def _describe_landsat(item: Mapping[str, Any]) -> Scene:
                 nodata=nodata_of(item, asset, 0.0),
             )
         )
+    return make_scene(
+        item, "optical", sensor=sensor, bands=bands, masks=_landsat_masks(item, sensor)
+    )
+
+
+def _landsat_masks(item: Mapping[str, Any], sensor: str) -> list[BandSource]:
+    """Cloud and shadow, and saturation where the item tells it."""
     key, asset = find_asset(item, ("qa_pixel",))
     nodata = nodata_of(item, asset, _LANDSAT_QA_FILL)
-    return make_scene(
-        item,
-        "optical",
-        sensor=_LANDSAT_SENSORS[platform],
-        bands=bands,
-        mask=band_source(item, "qa_pixel", key=key, scale=1.0, offset=0.0, nodata=nodata),
-    )
+    masks = [band_source(item, "qa_pixel", key=key, scale=1.0, offset=0.0, nodata=nodata)]
+    if isinstance(item["assets"].get("qa_radsat"), Mapping):
+        role = "radsat_oli" if sensor == "landsat-oli" else "radsat_tm"
+        masks.append(band_source(item, role, key="qa_radsat", scale=1.0, offset=0.0, nodata=None))
+    return masks
 
 
 def _describe_sar(item: Mapping[str, Any]) -> Scene:

@@ -151,6 +151,7 @@ def landsat_item(
     when: str,
     paint: Paint | Mapping[str, Paint] | float = 0.3,
     quality: Paint | int = 1 << 6,
+    saturation: Paint | int = 0,
     platform: str = "landsat-8",
 ) -> dict[str, Any]:
     """Landsat Collection 2 Level 2 item as both catalogues shape it; NaN for no data."""
@@ -167,11 +168,14 @@ def landsat_item(
                 {"nodata": 0, "data_type": "uint16", "scale": 2.75e-05, "offset": -0.2}
             ]
         }
-    bits = painted(quality, x, y).astype(np.uint16)
-    path = write_tif(folder / name / "qa_pixel.tif", bits, frame, nodata=1)
-    assets["qa_pixel"] = _asset(path, frame, edge) | {
-        "raster:bands": [{"nodata": 1, "data_type": "uint16", "unit": "bit index"}]
-    }
+    for key, paint_bits, fill in (("qa_pixel", quality, 1), ("qa_radsat", saturation, None)):
+        bits = painted(paint_bits, x, y).astype(np.uint16)
+        path = write_tif(folder / name / f"{key}.tif", bits, frame, nodata=fill)
+        assets[key] = _asset(path, frame, edge) | {
+            "raster:bands": [
+                {"data_type": "uint16", "unit": "bit index"} | ({"nodata": fill} if fill else {})
+            ]
+        }
     return _item(
         name,
         "landsat-c2-l2",

@@ -29,7 +29,7 @@ from catalog.cube import DATE_MISSING, OPTICAL_BANDS, Outcome, Workspace, read_s
 from catalog.errors import SourceError
 from catalog.grid import RegionGrid, Shard
 from catalog.looks import scenes_over
-from catalog.masks import mask_halo, usable_pixels
+from catalog.masks import MaskKind, mask_halo, usable_pixels
 from catalog.sensors import Scene, describe_item
 
 SEASON = "2024"
@@ -577,6 +577,64 @@ def test_each_bit_of_landsat_quality_is_kept_or_not(bits: int, usable: int) -> N
     found = usable_pixels(quality, resolution_m=30, kind="qa_pixel")
     assert found.shape == (3, 3)
     assert found.all() == found.any() == bool(usable)
+
+
+@pytest.mark.parametrize(
+    ("kind", "band", "bit", "usable"),
+    [
+        ("radsat_tm", "nothing", None, True),
+        ("radsat_tm", "blue", 0, True),
+        ("radsat_tm", "green", 1, True),
+        ("radsat_tm", "red", 2, True),
+        ("radsat_tm", "nir", 3, True),
+        ("radsat_tm", "swir1", 4, False),
+        ("radsat_tm", "thermal", 5, True),
+        ("radsat_tm", "swir2", 6, False),
+        ("radsat_tm", "thermal, high gain", 8, True),
+        ("radsat_tm", "dropped by the detector", 9, False),
+        ("radsat_oli", "coastal", 0, True),
+        ("radsat_oli", "blue", 1, True),
+        ("radsat_oli", "green", 2, True),
+        ("radsat_oli", "red", 3, True),
+        ("radsat_oli", "nir", 4, True),
+        ("radsat_oli", "swir1", 5, False),
+        ("radsat_oli", "swir2", 6, False),
+        ("radsat_oli", "cirrus", 8, True),
+        ("radsat_oli", "hidden behind a mountain", 11, False),
+    ],
+)
+def test_only_saturated_short_wave_infrared_is_given_up(
+    kind: MaskKind, band: str, bit: int | None, usable: bool
+) -> None:
+    halo = mask_halo(30)
+    flags = np.zeros((2 * halo + 4, 2 * halo + 4), np.uint16)
+    flags[:, halo + 2 :] = 0 if bit is None else 1 << bit
+    found = usable_pixels(flags, resolution_m=30, kind=kind)
+    assert found[:, :2].all()  # it does not spread
+    assert found[:, 2:].all() == found[:, 2:].any() == usable
+
+
+def test_bright_snow_keeps_its_saturated_pixels_and_a_cloud_loses_them(tmp_path: Path) -> None:
+    """Sunlit snow clips in blue and green; what clips in both infrared bands is a missed cloud."""
+    visible, infrared = 1 << 0 | 1 << 1, 1 << 4 | 1 << 6
+    x, _ = grid_places(middle(small_grid()))
+    edge = x.mean()
+    snow = {role: (lambda x, y: np.full(x.shape, 0.9)) for role in KEYS}
+    snow |= {role: (lambda x, y: np.full(x.shape, 0.05)) for role in ("swir1", "swir2")}
+    item = landsat_item(
+        tmp_path,
+        "LT05",
+        when=day(1),
+        paint=snow,
+        platform="landsat-5",
+        quality=1 << 6 | 1 << 5,
+        saturation=lambda x, y: np.where(x > edge, visible, visible | infrared),
+    )
+    layers, outcome = compose(tmp_path, [item])
+    seen = layers["observations"] > 0
+    assert seen[x > edge + 30].all()
+    assert not seen[x < edge - 30].any()
+    assert outcome.facts["without_mask"] == []
 
 
 def test_landsat_and_sentinel_2_of_one_season_make_one_composite(tmp_path: Path) -> None:

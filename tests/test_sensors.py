@@ -62,14 +62,14 @@ class Expected(NamedTuple):
     sensor: str
     bands: dict[str, tuple]
     epsg: set[int]
-    mask: tuple[str, str, float] | None = None
-    """Role, asset key and value of no data."""
+    masks: tuple[tuple[str, str, float | None], ...] = ()
+    """Role, asset key and value of no data of each."""
     baseline: str | None = None
     orbits: frozenset[str] = frozenset({""})
 
 
-SCL, SCL_OF_PLANETARY_COMPUTER = ("scl", "scl", 0.0), ("scl", "SCL", 0.0)
-QA = ("qa_pixel", "qa_pixel", 1.0)
+SCL, SCL_OF_PLANETARY_COMPUTER = (("scl", "scl", 0.0),), (("scl", "SCL", 0.0),)
+QA = (("qa_pixel", "qa_pixel", 1.0), ("radsat_oli", "qa_radsat", None))
 DESCENDING = frozenset({"descending"})
 DESCRIBED = {
     "earth-search_sentinel-2-c1-l2a.json": Expected(
@@ -158,8 +158,7 @@ def test_real_items_say_how_pixels_become_physical_values(name: str) -> None:
             asset, scale, offset, nodata = expected.bands[band.role]
             assert (band.asset, band.nodata) == (asset, nodata)
             assert (band.scale, band.offset) == pytest.approx((scale, offset), rel=1e-5)
-        mask = scene.mask and (scene.mask.role, scene.mask.asset, scene.mask.nodata)
-        assert mask == expected.mask
+        assert tuple((m.role, m.asset, m.nodata) for m in scene.masks) == expected.masks
         assert all(raster.shape and raster.transform for raster in scene.rasters)
         if scene.kind == "optical":
             assert scene.cloud_percent is not None
@@ -294,7 +293,22 @@ def test_a_missing_band_is_named_with_what_was_expected(item: dict) -> None:
 
 def test_an_item_without_classification_has_no_mask(item: dict) -> None:
     del item["assets"]["scl"]
-    assert describe_item(item).mask is None
+    assert describe_item(item).masks == ()
+
+
+@pytest.mark.parametrize(
+    ("platform", "role"),
+    [("landsat-5", "radsat_tm"), ("landsat-7", "radsat_tm"), ("landsat-9", "radsat_oli")],
+)
+def test_saturation_is_read_in_the_band_numbers_of_the_sensor(
+    tmp_path: Path, platform: str, role: str
+) -> None:
+    item = landsat_item(tmp_path, "L", when="2005-08-12T10:15:20Z", platform=platform)
+    assert [mask.role for mask in describe_item(item).masks] == ["qa_pixel", role]
+    marked = describe_item(item).fingerprint
+    del item["assets"]["qa_radsat"]
+    assert [mask.role for mask in describe_item(item).masks] == ["qa_pixel"]
+    assert describe_item(item).fingerprint != marked
 
 
 @pytest.mark.parametrize(
