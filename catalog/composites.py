@@ -36,6 +36,7 @@ from catalog.errors import DataError, SetAside, UsageError
 from catalog.grid import RegionGrid, Shard
 from catalog.looks import looks_of, scenes_over
 from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
+from catalog.radiometry import DarkPixels, count_dark, judge_offset
 from catalog.sensors import BandSource, Scene
 from catalog.stacks import Tile, read_bands, shard_tiles
 from catalog.strategies import Looks, Strategy, choose
@@ -46,10 +47,6 @@ _HELD_LOOKS = 160
 # ^ looks at one chunk kept in memory: 160 x 6 bands x 512 x 512 x 2 bytes = 500 MB; where there are
 #   more, the chunk is composed in strips; where there are fewer, chunks are read together
 _STORED_MIN, _STORED_MAX = 1, 65534
-_DOUBTFUL_REFLECTANCE = -0.04
-_DOUBTFUL_FRACTION = 0.05
-# ^ darker than nothing in one pixel of twenty: the offset was taken off twice
-_DOUBTFUL_PIXELS = 1000
 _EPOCH = date(1970, 1, 1)
 
 _Pixels = npt.NDArray[np.uint16]
@@ -62,10 +59,8 @@ class _Tally:
 
     faults: dict[str, SetAside] = field(default_factory=dict)
     """Scene id -> why it was set aside."""
-    valid: dict[str, int] = field(default_factory=dict)
-    """Scene id -> number of valid pixels."""
-    dark: dict[str, int] = field(default_factory=dict)
-    """Scene id -> number of pixels darker than any surface."""
+    dark: dict[str, dict[Tile, DarkPixels]] = field(default_factory=dict)
+    """Scene id -> tile -> how dark its clear pixels are; a tile that is read twice counts once."""
     clipped: int = 0
 
 
@@ -210,7 +205,10 @@ def _compose(
                 layers[name][..., rows, cols] = values
     for scene in scenes:
         if scene.sensor == "sentinel-2-msi":  # only there the offset is a matter of the scene
-            _judge_radiometry(scene, tally)
+            windows = tally.dark.get(scene.id, {}).values()
+            wrong = judge_offset(scene, windows, resolution_m=shard.grid.resolution_m)
+            if wrong:
+                tally.faults[scene.id] = SetAside(scene.id, "radiometry-doubtful", wrong)
     seen = layers["observations"] > 0
     facts = {
         "composite": plan.strategy,
@@ -335,43 +333,29 @@ def _read_scene(
     usable: _Mask = (raw != 0).all(axis=0)
     if not usable.any():
         return raw, usable
-    pixels, dark = _stored(raw, bands)
-    tally.valid[scene.id] = tally.valid.get(scene.id, 0) + int(np.count_nonzero(usable))
-    tally.dark[scene.id] = tally.dark.get(scene.id, 0) + int(np.count_nonzero(dark & usable))
+    pixels = _stored(raw, bands)
     size = tile.grid.resolution_m
     wide = tile.widened(mask_halo(size))
     for mask in scene.masks:
         kind = cast(MaskKind, mask.role)
         (flags,) = read_bands(assets, [mask], wide, dtype=MASK_DTYPES[kind], categories=True)
         usable &= usable_pixels(flags, resolution_m=size, kind=kind)
+    tally.dark.setdefault(scene.id, {})[tile] = count_dark(
+        pixels, usable, scale=OPTICAL_SCALE, offset=OPTICAL_OFFSET
+    )
     return pixels, usable
 
 
-def _stored(raw: _Pixels, bands: Sequence[BandSource]) -> tuple[_Pixels, _Mask]:
-    """Pixels as the store keeps them, and where one is darker than any surface can be."""
+def _stored(raw: _Pixels, bands: Sequence[BandSource]) -> _Pixels:
+    """Pixels as the store keeps them."""
     out = np.empty_like(raw)
-    dark = np.zeros(raw.shape[1:], np.bool_)
-    limit = round((_DOUBTFUL_REFLECTANCE - OPTICAL_OFFSET) / OPTICAL_SCALE)
     for index, band in enumerate(bands):
         gain = round(band.scale / OPTICAL_SCALE, 9)
         shift = round((band.offset - OPTICAL_OFFSET) / OPTICAL_SCALE, 6)
         # ^ rounded, so that a scale of 0.0001 keeps whole numbers whole
         values = np.rint(raw[index] * gain + shift)
         out[index] = np.clip(values, _STORED_MIN, _STORED_MAX)
-        dark |= values < limit
-    return out, dark
-
-
-def _judge_radiometry(scene: Scene, tally: _Tally) -> None:
-    """Set a scene aside whose pixels say that the catalogue's offset flag is wrong."""
-    valid, dark = tally.valid.get(scene.id, 0), tally.dark.get(scene.id, 0)
-    if valid >= _DOUBTFUL_PIXELS and dark > _DOUBTFUL_FRACTION * valid:
-        tally.faults[scene.id] = SetAside(
-            scene.id,
-            "radiometry-doubtful",
-            f"{dark / valid:.0%} of its pixels have a reflectance below {_DOUBTFUL_REFLECTANCE}, "
-            "expected hardly any: the offset was already taken off",
-        )
+    return out
 
 
 def _average_sar(

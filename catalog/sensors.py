@@ -187,7 +187,7 @@ def _sentinel2_offset(
     ``raster:bands`` still says -0.1; its ``sentinel-2-c1-l2a`` and Planetary Computer deliver the
     pixels as they are. The flag is wrong for some scenes
     (https://github.com/Element84/earth-search/issues/66), which only pixels can tell: see
-    ``catalog.composites``.
+    ``catalog.radiometry``.
     """
     applied = item["properties"].get("earthsearch:boa_offset_applied")
     if applied is True:
