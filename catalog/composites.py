@@ -329,26 +329,27 @@ def _read_scene(
 ) -> tuple[_Pixels, _Mask]:
     by_role = {band.role: band for band in scene.bands}
     bands = [by_role[role] for role in OPTICAL_BANDS]
-    raw = read_bands(assets, bands, tile, dtype="uint16")
-    usable: _Mask = (raw != 0).all(axis=0)
+    raw = read_bands(assets, bands, tile, dtype=scene.dtype)
+    given = np.isfinite(raw) if raw.dtype.kind == "f" else raw != 0
+    usable: _Mask = given.all(axis=0)
+    pixels = _stored(np.where(given, raw, 0), bands)
     if not usable.any():
-        return raw, usable
-    pixels = _stored(raw, bands)
+        return pixels, usable
     size = tile.grid.resolution_m
     wide = tile.widened(mask_halo(size))
     for mask in scene.masks:
         kind = cast(MaskKind, mask.role)
         (flags,) = read_bands(assets, [mask], wide, dtype=MASK_DTYPES[kind], categories=True)
-        usable &= usable_pixels(flags, resolution_m=size, kind=kind)
+        usable &= usable_pixels(flags, resolution_m=size, kind=kind, rule=mask.rule)
     tally.dark.setdefault(scene.id, {})[tile] = count_dark(
         pixels, usable, scale=OPTICAL_SCALE, offset=OPTICAL_OFFSET
     )
     return pixels, usable
 
 
-def _stored(raw: _Pixels, bands: Sequence[BandSource]) -> _Pixels:
+def _stored(raw: npt.NDArray[Any], bands: Sequence[BandSource]) -> _Pixels:
     """Pixels as the store keeps them."""
-    out = np.empty_like(raw)
+    out = np.empty(raw.shape, np.uint16)
     for index, band in enumerate(bands):
         gain = round(band.scale / OPTICAL_SCALE, 9)
         shift = round((band.offset - OPTICAL_OFFSET) / OPTICAL_SCALE, 6)

@@ -11,12 +11,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from catalog.errors import DataError
 from catalog.grid import LonLatBox
-from catalog.scenes import BandSource, Scene, SceneKind
+from catalog.scenes import BandSource, MaskRule, Scene, SceneKind
 
 __all__ = [
     "bad_field",
@@ -40,6 +41,7 @@ def make_scene(
     bands: Sequence[BandSource],
     masks: Sequence[BandSource] = (),
     baseline: str | None = None,
+    dtype: str = "uint16",
 ) -> Scene:
     """Scene of an item whose bands are known; the other fields are read here."""
     properties = item["properties"]
@@ -52,9 +54,12 @@ def make_scene(
         "baseline": baseline,
         "bands": [
             [role, band.asset, band.scale, band.offset, band.nodata, band.checksum]
+            + ([asdict(band.rule)] if band.rule else [])
             for role, band in [*((b.role, b) for b in bands), *(("mask", m) for m in masks)]
         ],
     }
+    if dtype != "uint16":
+        matters["dtype"] = dtype
     text = json.dumps(matters, sort_keys=True, separators=(",", ":"))
     azimuth = _number(properties, "view:sun_azimuth", "s2:mean_solar_azimuth")
     zenith = _number(properties, "s2:mean_solar_zenith")
@@ -75,6 +80,7 @@ def make_scene(
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         granule=_granule(properties),
         orbit=_orbit(properties),
+        dtype=dtype,
     )
 
 
@@ -101,6 +107,7 @@ def band_source(
     scale: float,
     offset: float,
     nodata: float | None,
+    rule: MaskRule | None = None,
 ) -> BandSource:
     """Raster of the asset ``key``, with the projection the item promises for it."""
     asset = item["assets"][key]
@@ -125,6 +132,7 @@ def band_source(
         transform=transform,
         shape=shape,
         checksum=checksum if isinstance(checksum, str) else None,
+        rule=rule,
     )
 
 

@@ -5,7 +5,7 @@ because its rim is missed by the classification. The kinds are the Sentinel-2 sc
 (``scl``), the ``QA_PIXEL`` band of Landsat Collection 2 (``qa_pixel``; USGS LSDS-1619, Landsat 8-9
 Collection 2 Level 2 Science Product Guide, table 6-3, and LSDS-1618 for Landsat 4-7), and its
 ``QA_RADSAT`` band in the band numbers of TM and ETM+ (``radsat_tm``; LSDS-1415, LSDS-1414) and of
-OLI (``radsat_oli``; LSDS-1619).
+OLI (``radsat_oli``; LSDS-1619). Two more, ``values`` and ``bits``, come with the rule of a user.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from catalog.scenes import MaskRule
+
 __all__ = ["MASK_DTYPES", "MaskKind", "mask_halo", "usable_pixels"]
 
-MaskKind = Literal["scl", "qa_pixel", "radsat_tm", "radsat_oli"]
+MaskKind = Literal["scl", "qa_pixel", "radsat_tm", "radsat_oli", "values", "bits"]
 MASK_DTYPES: dict[str, str] = {
     "scl": "uint8",
     "qa_pixel": "uint16",
     "radsat_tm": "uint16",
     "radsat_oli": "uint16",
+    "values": "uint16",
+    "bits": "uint16",
 }
 """Kinds of mask bands and the type of their pixels."""
 
@@ -58,7 +62,11 @@ def mask_halo(resolution_m: float) -> int:
 
 
 def usable_pixels(
-    flags: npt.NDArray[np.unsignedinteger], *, resolution_m: float, kind: MaskKind = "scl"
+    flags: npt.NDArray[np.unsignedinteger],
+    *,
+    resolution_m: float,
+    kind: MaskKind = "scl",
+    rule: MaskRule | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Pixels that are seen, not saturated and clear of cloud and shadow, as far as a mask tells.
 
@@ -71,6 +79,8 @@ def usable_pixels(
         Pixel edge in metres.
     kind
         What the numbers mean.
+    rule
+        Needed by the kinds ``values`` and ``bits``, and by no other.
 
     Returns
     -------
@@ -84,9 +94,22 @@ def usable_pixels(
     elif kind == "qa_pixel":
         hazard = (flags & (_CLOUD | _CLOUD_SHADOW)) > 0
         usable = (flags > 0) & ((flags & (_FILL | _DILATED_CLOUD)) == 0)
+    elif rule is not None:
+        usable, hazard = _by_rule(flags, rule, bits=kind == "bits")
     else:
         usable = (flags & _RADSAT_UNUSABLE[kind]) == 0
     if hazard.any():
         distance = ndimage.distance_transform_edt(~hazard) * resolution_m
         usable &= distance > _REACH_M
     return usable[halo:-halo, halo:-halo].copy()
+
+
+def _by_rule(
+    flags: npt.NDArray[np.unsignedinteger], rule: MaskRule, *, bits: bool
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """What may be used, and what of the rest spreads."""
+    if bits:
+        unusable, spreading = (sum(1 << b for b in of) for of in (rule.unusable, rule.spreading))
+        return (flags & unusable) == 0, (flags & spreading) > 0
+    usable = np.isin(flags, rule.clear) if rule.clear else ~np.isin(flags, rule.unusable)
+    return usable, np.isin(flags, rule.spreading)

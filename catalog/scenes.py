@@ -9,9 +9,24 @@ from typing import Any, Literal
 
 from catalog.grid import LonLatBox
 
-__all__ = ["BandSource", "Scene", "SceneKind", "boxes_meet", "lon_spans"]
+__all__ = ["BandSource", "MaskRule", "Scene", "SceneKind", "boxes_meet", "lon_spans"]
 
 SceneKind = Literal["optical", "sar", "dem"]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRule:
+    """Which values of a mask, or which of its bits, tell usable pixels.
+
+    Beyond the edge of the raster the value is 0.
+    """
+
+    clear: tuple[int, ...] = ()
+    """The only values that may be used; empty where the unusable ones are named."""
+    unusable: tuple[int, ...] = ()
+    """Values, or numbers of bits, that must not be used."""
+    spreading: tuple[int, ...] = ()
+    """Those of cloud and shadow, whose rims are missed: nor may what lies around them be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,8 @@ class BandSource:
     """Pixels ``(y, x)`` that the item promises, or None."""
     checksum: str | None = None
     """``file:checksum`` of the asset, where the catalogue gives one."""
+    rule: MaskRule | None = None
+    """How a mask of the kinds ``values`` and ``bits`` is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,8 @@ class Scene:
     """Name shared by all processings of one acquisition of one tile; empty where unknown."""
     orbit: str = ""
     """``ascending`` or ``descending``; empty where unknown."""
+    dtype: str = "uint16"
+    """Type as which optical bands are read: ``uint16``, where 0 is no data, or ``float32``."""
 
     @property
     def rasters(self) -> tuple[BandSource, ...]:
@@ -93,6 +112,8 @@ def _band_from_dict(values: Mapping[str, Any]) -> BandSource:
     for name in ("transform", "shape"):
         if fields.get(name) is not None:
             fields[name] = tuple(fields[name])
+    if fields.get("rule") is not None:
+        fields["rule"] = MaskRule(**{key: tuple(of) for key, of in fields["rule"].items()})
     return BandSource(**fields)
 
 

@@ -24,6 +24,7 @@ from catalog.assets import AssetPolicy, public_href
 from catalog.errors import DataError, EngineError, SetAside, SourceError, UsageError
 from catalog.grid import LonLatBox
 from catalog.sensors import Scene, boxes_meet, describe_item
+from catalog.user_sensors import SensorSpec
 
 __all__ = ["SceneSource", "SearchResult", "open_source"]
 
@@ -49,8 +50,11 @@ class SearchResult:
 class SceneSource:
     """A catalogue: an API, a static catalogue or a file of items. Made by :func:`open_source`."""
 
-    def __init__(self, items: _ApiItems | _StaticItems) -> None:
+    def __init__(
+        self, items: _ApiItems | _StaticItems, sensors: Mapping[str, SensorSpec] | None = None
+    ) -> None:
         self._items = items
+        self._sensors = sensors
 
     def search(
         self,
@@ -97,7 +101,7 @@ class SceneSource:
         scenes = []
         for key in sorted(unique):
             try:
-                scenes.append(describe_item(unique[key]))
+                scenes.append(describe_item(unique[key], extra=self._sensors))
             except EngineError as error:
                 faults.append(SetAside(key[1][:140], error.kind, str(error)))
         scenes = [s for s in scenes if _is_clear_enough(s, max_cloud_percent)]
@@ -106,7 +110,13 @@ class SceneSource:
         return SearchResult(tuple(kept), tuple(sorted({*faults, *superseded})))
 
 
-def open_source(location: str, *, policy: AssetPolicy, backoff_s: float = 0.5) -> SceneSource:
+def open_source(
+    location: str,
+    *,
+    policy: AssetPolicy,
+    backoff_s: float = 0.5,
+    sensors: Mapping[str, SensorSpec] | None = None,
+) -> SceneSource:
     """Open a catalogue.
 
     Parameters
@@ -119,6 +129,8 @@ def open_source(location: str, *, policy: AssetPolicy, backoff_s: float = 0.5) -
         user's own choice and need not be among them.
     backoff_s
         Seconds before a failed request is made again; doubled each time, five times.
+    sensors
+        Collections that the user describes, by name.
 
     Raises
     ------
@@ -133,9 +145,9 @@ def open_source(location: str, *, policy: AssetPolicy, backoff_s: float = 0.5) -
     if kind == "Catalog" and document.get("conformsTo"):
         if not _is_url(location):
             raise UsageError(f"{location} describes an API: give its URL")
-        return SceneSource(_ApiItems(location, io))
+        return SceneSource(_ApiItems(location, io), sensors)
     if kind in ("Catalog", "Collection", "FeatureCollection", "Feature"):
-        return SceneSource(_StaticItems(location, document, io, policy))
+        return SceneSource(_StaticItems(location, document, io, policy, sensors), sensors)
     raise UsageError(
         f"{public_href(location)} is neither a STAC catalogue nor a collection of items "
         f"(type is {str(kind)[:40]!r})"
@@ -323,11 +335,19 @@ def _matched(page: Mapping[str, Any]) -> int:
 class _StaticItems:
     """Items of a static catalogue or of one file."""
 
-    def __init__(self, location: str, document: _Item, io: _GuardedIO, policy: AssetPolicy) -> None:
+    def __init__(
+        self,
+        location: str,
+        document: _Item,
+        io: _GuardedIO,
+        policy: AssetPolicy,
+        sensors: Mapping[str, SensorSpec] | None,
+    ) -> None:
         self._location = location if _is_url(location) else str(Path(location).resolve())
         self._document = document
         self._io = io
         self._policy = policy
+        self._sensors = sensors
 
     def find(
         self,
@@ -341,7 +361,7 @@ class _StaticItems:
             if isinstance(item, Mapping) and item.get("collection") not in collections:
                 continue
             try:
-                scene = describe_item(item)
+                scene = describe_item(item, extra=self._sensors)
             except EngineError:
                 yield item  # to be set aside by name
                 continue

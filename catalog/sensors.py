@@ -23,6 +23,7 @@ from catalog.items import (
     nodata_of,
 )
 from catalog.scenes import BandSource, Scene, boxes_meet, lon_spans
+from catalog.user_sensors import SensorSpec, describe_with
 
 __all__ = ["OLI_OF_MSI", "BandSource", "Scene", "boxes_meet", "describe_item", "lon_spans"]
 
@@ -100,13 +101,17 @@ _INSTEAD = {
 # ^ collections one might ask for -> the one whose pixels can be used
 
 
-def describe_item(item: Mapping[str, Any] | pystac.Item) -> Scene:
+def describe_item(
+    item: Mapping[str, Any] | pystac.Item, *, extra: Mapping[str, SensorSpec] | None = None
+) -> Scene:
     """Read what one STAC item promises.
 
     Parameters
     ----------
     item
         An item of Earth Search or Planetary Computer, or one shaped like theirs.
+    extra
+        Collections that the user describes, by name.
 
     Raises
     ------
@@ -121,6 +126,8 @@ def describe_item(item: Mapping[str, Any] | pystac.Item) -> Scene:
         raise DataError("found something that is not a STAC item", kind="bad-item")
     item_id(values)
     collection = str(values.get("collection") or "")
+    if extra and collection in extra:
+        return describe_with(extra[collection], values)
     if collection in _SENTINEL2_COLLECTIONS:
         return _describe_sentinel2(values)
     if collection == _LANDSAT_COLLECTION:
