@@ -255,10 +255,15 @@ def _text(found: Any, where: str, faults: list[str]) -> str:
 def _number(found: Any, where: str, faults: list[str]) -> float | None:
     if found is None:
         return None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+    try:
+        number = math.nan if isinstance(found, bool) else float(found)
+        # ^ YAML 1.1 reads 1e-4, without a dot, as text
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
         faults.append(f"{where}: expected a finite number, found {str(found)[:40]!r}")
         return None
-    return float(found)
+    return number
 
 
 def _whole_numbers(found: Any, where: str, kind: str | None, faults: list[str]) -> tuple[int, ...]:

@@ -191,7 +191,8 @@ def faulty(path: str, value: Any) -> dict[str, Any]:
         ("bands.nir.asset", None, "bands.nir.asset: missing"),
         ("bands.nir.asset", 8, "bands.nir.asset: expected the key of an asset, found '8'"),
         ("bands.nir.scal", 1, "bands.nir.scal: unknown key; did you mean 'scale'?"),
-        ("bands.nir.scale", "1e-4", "bands.nir.scale: expected a finite number, found '1e-4'"),
+        ("bands.nir.scale", "tiny", "bands.nir.scale: expected a finite number, found 'tiny'"),
+        ("bands.nir.scale", 10**400, "bands.nir.scale: expected a finite number"),
         ("bands.nir.scale", True, "bands.nir.scale: expected a finite number"),
         ("bands.nir.scale", 0, "bands.nir.scale: expected a number above 0, found 0"),
         ("bands.nir.nodata", float("nan"), "bands.nir.nodata: expected a finite number"),
@@ -215,6 +216,11 @@ def test_what_a_user_got_wrong_is_named_with_the_nearest_valid_name(
         read_sensor(COLLECTION, faulty(path, value))
     assert says in str(caught.value)
     assert caught.value.kind == "settings"
+
+
+def test_a_number_that_yaml_takes_for_text_is_a_number() -> None:
+    spec = read_sensor(COLLECTION, faulty("bands.nir.scale", "1e-4"))
+    assert spec.bands["nir"].scale == 1e-4
 
 
 def test_all_faults_are_named_at_once_and_what_does_not_belong_is_refused() -> None:
