@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from catalog.errors import UsageError
+from catalog.user_sensors import SensorSpec, read_sensor
 
 __all__ = [
     "CatalogSettings",
@@ -214,6 +224,14 @@ class ComputeSettings(_Strict):
     """Threads of one inference task; part of a map's fingerprint."""
 
 
+def _check_sensor(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        read_sensor("", values)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return values
+
+
 class Settings(_Strict):
     """Everything one region's run needs to know."""
 
@@ -230,6 +248,16 @@ class Settings(_Strict):
     workspace: str = Field(min_length=1)
     """A folder or an object-store URL."""
     compute: ComputeSettings = ComputeSettings()
+    sensors: dict[str, Annotated[dict[str, Any], AfterValidator(_check_sensor)]] = Field(
+        default_factory=dict
+    )
+    """Collections the engine does not know, as :func:`catalog.user_sensors.read_sensor` takes
+    them."""
+
+    @property
+    def sensor_specs(self) -> dict[str, SensorSpec]:
+        """What the user's collections hold, by name."""
+        return {name: read_sensor(name, values) for name, values in self.sensors.items()}
 
     @field_validator("seasons")
     @classmethod

@@ -88,11 +88,54 @@ MUTATIONS = [
 ]
 
 
+SENSOR = """\
+sensors:
+  my-sensor-sr:
+    kind: optical
+    bands:
+      blue: {asset: B1, scale: 1e-4, nodata: -9999}
+      green: {asset: B2}
+      red: {asset: B3, slope: 1.02, intercept: -0.001}
+      nir: {asset: B4}
+      swir1: {asset: B5}
+      swir2: {asset: B6}
+    mask: {asset: classes, kind: values, clear: [1, 4], spreading: [2, 3]}
+compute:
+"""
+# ^ a section of its own, before `compute`
+MUTATIONS += [
+    ("compute:\n", SENSOR.replace(old, new), 17, ["sensors.my-sensor-sr", *words])
+    for old, new, words in (
+        ("kind: optical", "kind: optic", ["kind", "did you mean 'optical'?"]),
+        ("blue: {asset", "blau: {asset", ["bands.blau", "did you mean 'blue'?", "bands.blue"]),
+        ("scale: 1e-4", "scale: one", ["bands.blue.scale", "finite number"]),
+        ("{asset: B2}", "{key: B2}", ["bands.green.key", "bands.green.asset: missing"]),
+        ("clear: [1, 4]", "clear: 1", ["mask.clear", "whole numbers"]),
+    )
+]
+
+
 def write(folder: Path, text: str) -> Path:
     (folder / "outlines.gpkg").write_bytes(b"")
     path = folder / "region.yaml"
     path.write_text(text)
     return path
+
+
+def test_a_users_sensor_becomes_what_the_catalogue_needs_and_part_of_the_result(
+    tmp_path: Path,
+):
+    plain = load_settings(write(tmp_path, GOOD))
+    assert plain.sensor_specs == {}
+    settings = load_settings(write(tmp_path, GOOD.replace("compute:\n", SENSOR)))
+    (spec,) = settings.sensor_specs.values()
+    assert (spec.collection, spec.kind) == ("my-sensor-sr", "optical")
+    assert (spec.bands["blue"].scale, spec.bands["blue"].nodata) == (1e-4, -9999)
+    assert spec.bands["red"].slope == 1.02
+    assert spec.mask is not None
+    assert spec.mask.rule is not None
+    assert spec.mask.rule.clear == (1, 4)
+    assert settings.public()["sensors"].keys() == {"my-sensor-sr"}
 
 
 @pytest.mark.parametrize(("old", "new", "line", "words"), MUTATIONS)
@@ -170,7 +213,7 @@ def test_the_example_validates_and_shows_every_section(tmp_path: Path):
     path = write(tmp_path, EXAMPLE.format(outlines="outlines.gpkg"))
     settings = load_settings(path)
     shown = yaml.safe_load(path.read_text())
-    assert set(shown) == set(type(settings).model_fields) - {"outlines_id_field"}
+    assert set(shown) == set(type(settings).model_fields) - {"outlines_id_field", "sensors"}
 
 
 def test_public_settings_hold_no_path_of_this_machine(tmp_path: Path):
