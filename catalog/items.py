@@ -42,6 +42,7 @@ def make_scene(
     masks: Sequence[BandSource] = (),
     baseline: str | None = None,
     dtype: str = "uint16",
+    thermal: BandSource | None = None,
 ) -> Scene:
     """Scene of an item whose bands are known; the other fields are read here."""
     properties = item["properties"]
@@ -55,7 +56,10 @@ def make_scene(
         "bands": [
             [role, band.asset, band.scale, band.offset, band.nodata, band.checksum]
             + ([asdict(band.rule)] if band.rule else [])
-            for role, band in [*((b.role, b) for b in bands), *(("mask", m) for m in masks)]
+            for role, band in [
+                *((b.role, b) for b in (*bands, *([thermal] if thermal else []))),
+                *(("mask", m) for m in masks),
+            ]
         ],
     }
     if dtype != "uint16":
@@ -81,6 +85,7 @@ def make_scene(
         granule=_granule(properties),
         orbit=_orbit(properties),
         dtype=dtype,
+        thermal=thermal,
     )
 
 

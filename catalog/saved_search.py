@@ -133,6 +133,7 @@ def _public(scene: Scene) -> Scene:
         scene,
         bands=tuple(map(clean, scene.bands)),
         masks=tuple(map(clean, scene.masks)),
+        thermal=None if scene.thermal is None else clean(scene.thermal),
     )
 
 
@@ -159,6 +160,9 @@ def _item(scene: Scene) -> dict[str, Any]:
             "datetime": scene.datetime or None,
             "gie:scene": json.dumps(scene.to_dict(), sort_keys=True),
         },
-        "assets": {band.role: {"href": band.href} for band in scene.rasters},
+        "assets": {
+            band.role: {"href": band.href}
+            for band in (*scene.rasters, *([scene.thermal] if scene.thermal else []))
+        },
         "links": [],
     }

@@ -86,10 +86,13 @@ class Scene:
     """``ascending`` or ``descending``; empty where unknown."""
     dtype: str = "uint16"
     """Type as which optical bands are read: ``uint16``, where 0 is no data, or ``float32``."""
+    thermal: BandSource | None = None
+    """Surface temperature in kelvin (role ``thermal``), where there is one. No part of
+    :attr:`rasters`: a scene without it, or whose file is broken, is none the worse for mapping."""
 
     @property
     def rasters(self) -> tuple[BandSource, ...]:
-        """All its rasters: the bands and the masks."""
+        """All rasters it cannot be used without: the bands and the masks."""
         return self.bands + self.masks
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +107,8 @@ class Scene:
         for name in ("bands", "masks"):
             fields[name] = tuple(_band_from_dict(band) for band in fields[name])
         fields["bbox"] = tuple(fields["bbox"])
+        if fields.get("thermal") is not None:
+            fields["thermal"] = _band_from_dict(fields["thermal"])
         return cls(**fields)
 
 

@@ -60,6 +60,9 @@ _LANDSAT_SENSORS = {
 }
 _LANDSAT_SCALE, _LANDSAT_OFFSET = 2.75e-5, -0.2
 # ^ surface reflectance of Collection 2 Level 2 (USGS LSDS-1619, section 5): the same for all of it
+_LANDSAT_THERMAL_KEYS = ("lwir11", "lwir")
+_KELVIN_SCALE, _KELVIN_OFFSET = 0.00341802, 149.0
+# ^ surface temperature of Collection 2 Level 2 (USGS LSDS-1619, section 5), of band 10 or band 6
 _LANDSAT_QA_FILL = 1.0
 OLI_OF_MSI = {
     "blue": (0.9778, -0.0040),
@@ -249,13 +252,7 @@ def _describe_landsat(item: Mapping[str, Any]) -> Scene:
     bands = []
     for role, keys in _LANDSAT_KEYS.items():
         key, asset = find_asset(item, keys)
-        scale, offset = (band_number(item, asset, name) for name in ("scale", "offset"))
-        if (scale, offset) not in ((None, None), (_LANDSAT_SCALE, _LANDSAT_OFFSET)):
-            raise DataError(
-                f"{item['id']}: asset {key} has scale {scale} and offset {offset}; all of Landsat "
-                f"Collection 2 Level 2 has {_LANDSAT_SCALE} and {_LANDSAT_OFFSET}",
-                kind="radiometry-doubtful",
-            )
+        _require_scale(item, key, expected=(_LANDSAT_SCALE, _LANDSAT_OFFSET))
         slope, shift = _as_sentinel2(sensor, role)
         bands.append(
             band_source(
@@ -268,8 +265,34 @@ def _describe_landsat(item: Mapping[str, Any]) -> Scene:
             )
         )
     return make_scene(
-        item, "optical", sensor=sensor, bands=bands, masks=_landsat_masks(item, sensor)
+        item,
+        "optical",
+        sensor=sensor,
+        bands=bands,
+        masks=_landsat_masks(item, sensor),
+        thermal=_landsat_thermal(item),
     )
+
+
+def _require_scale(item: Mapping[str, Any], key: str, *, expected: tuple[float, float]) -> None:
+    found = tuple(band_number(item, item["assets"][key], name) for name in ("scale", "offset"))
+    if found not in ((None, None), expected):
+        raise DataError(
+            f"{item['id']}: asset {key} has scale {found[0]} and offset {found[1]}; all of Landsat "
+            f"Collection 2 Level 2 has {expected[0]} and {expected[1]}",
+            kind="radiometry-doubtful",
+        )
+
+
+def _landsat_thermal(item: Mapping[str, Any]) -> BandSource | None:
+    """Surface temperature, which products of the kind L2SR are without."""
+    if not any(isinstance(item["assets"].get(key), Mapping) for key in _LANDSAT_THERMAL_KEYS):
+        return None
+    key, asset = find_asset(item, _LANDSAT_THERMAL_KEYS)
+    scale, offset = _KELVIN_SCALE, _KELVIN_OFFSET
+    _require_scale(item, key, expected=(scale, offset))
+    nodata = nodata_of(item, asset, 0.0)
+    return band_source(item, "thermal", key=key, scale=scale, offset=offset, nodata=nodata)
 
 
 def _landsat_masks(item: Mapping[str, Any], sensor: str) -> list[BandSource]:

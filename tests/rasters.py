@@ -152,6 +152,7 @@ def landsat_item(
     paint: Paint | Mapping[str, Paint] | float = 0.3,
     quality: Paint | int = 1 << 6,
     saturation: Paint | int = 0,
+    kelvin: float | None = None,
     platform: str = "landsat-8",
 ) -> dict[str, Any]:
     """Landsat Collection 2 Level 2 item as both catalogues shape it; NaN for no data."""
@@ -175,6 +176,13 @@ def landsat_item(
             "raster:bands": [
                 {"data_type": "uint16", "unit": "bit index"} | ({"nodata": fill} if fill else {})
             ]
+        }
+    if kelvin is not None:
+        key = "lwir11" if platform in ("landsat-8", "landsat-9") else "lwir"
+        pixels = np.full((edge, edge), round((kelvin - 149) / 0.00341802), np.uint16)
+        path = write_tif(folder / name / f"{key}.tif", pixels, frame, nodata=0)
+        assets[key] = _asset(path, frame, edge) | {
+            "raster:bands": [{"nodata": 0, "unit": "kelvin", "scale": 0.00341802, "offset": 149.0}]
         }
     return _item(
         name,

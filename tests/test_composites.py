@@ -637,6 +637,17 @@ def test_bright_snow_keeps_its_saturated_pixels_and_a_cloud_loses_them(tmp_path:
     assert outcome.facts["without_mask"] == []
 
 
+def test_temperature_has_no_part_in_a_composite(tmp_path: Path) -> None:
+    plain = landsat_item(tmp_path, "LC08", when=day(1))
+    expected, _ = compose(tmp_path, [plain], name="plain")
+    warm = landsat_item(tmp_path, "LC08", when=day(1), kelvin=270.0)
+    Path(warm["assets"]["lwir11"]["href"]).unlink()
+    layers, outcome = compose(tmp_path, [warm], name="warm")
+    assert not outcome.set_aside
+    for name, values in expected.items():
+        np.testing.assert_array_equal(layers[name], values)
+
+
 def test_landsat_and_sentinel_2_of_one_season_make_one_composite(tmp_path: Path) -> None:
     """Scan gaps of Landsat 7 and a cloud are filled by Sentinel-2."""
     x, y = grid_places(middle(small_grid()))

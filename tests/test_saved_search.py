@@ -31,7 +31,7 @@ def scenes(tmp_path: Path) -> tuple[Scene, ...]:
     return sorted_scenes(
         [
             optical_item(tmp_path, "S2A", when="2024-08-01T10:00:00.123456Z"),
-            landsat_item(tmp_path, "LC08", when="2024-08-02T10:00:00Z"),
+            landsat_item(tmp_path, "LC08", when="2024-08-02T10:00:00Z", kelvin=270.0),
             sar_item(tmp_path, "S1A", when="2024-08-03T05:00:00Z", paint=0.1),
             dem_item(tmp_path, "DEM", paint=lambda x, y: x + y, west=10.75, south=46.75),
         ]

@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasters import dem_item, landsat_item, optical_item, sar_item
 
+from catalog.assets import gdal_env  # noqa: F401  before rasterio
 from catalog.errors import DataError
 from catalog.sensors import Scene, boxes_meet, describe_item
+
+import rasterio  # isort: skip
 
 REAL = Path(os.environ.get("INVENTORY_ENGINE_TEST_DATA", "../shared/data")) / "stac"
 ROLES = ("blue", "green", "red", "nir", "swir1", "swir2")
@@ -160,6 +163,11 @@ def test_real_items_say_how_pixels_become_physical_values(name: str) -> None:
             assert (band.scale, band.offset) == pytest.approx((scale, offset), rel=1e-5)
         assert tuple((m.role, m.asset, m.nodata) for m in scene.masks) == expected.masks
         assert all(raster.shape and raster.transform for raster in scene.rasters)
+        assert (scene.thermal is not None) == ("L2SP" in scene.id)
+        if scene.thermal is not None:
+            values = ("thermal", "lwir11", 0.00341802, 149.0, 0.0)
+            t = scene.thermal
+            assert (t.role, t.asset, t.scale, t.offset, t.nodata) == values
         if scene.kind == "optical":
             assert scene.cloud_percent is not None
             assert scene.sun_elevation is not None
@@ -347,6 +355,27 @@ def test_landsat_reflectance_becomes_that_of_sentinel_2(
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("platform", "key"), [("landsat-5", "lwir"), ("landsat-9", "lwir11")])
+def test_landsat_tells_the_temperature_beside_its_bands(
+    tmp_path: Path, platform: str, key: str
+) -> None:
+    made = {"when": "2010-08-12T10:15:20Z", "platform": platform}
+    warm = describe_item(landsat_item(tmp_path, "L", kelvin=283.15, **made))
+    assert warm.thermal is not None
+    assert warm.thermal.asset == key
+    pixel = rasterio.open(warm.thermal.href).read(1)[0, 0]
+    assert pixel * warm.thermal.scale + warm.thermal.offset == pytest.approx(283.15, abs=0.002)
+    assert [band.role for band in warm.bands] == list(ROLES)
+    assert warm.thermal not in warm.rasters
+    plain = describe_item(landsat_item(tmp_path, "L", **made))
+    assert plain.thermal is None
+    assert plain.fingerprint != warm.fingerprint
+    item = landsat_item(tmp_path, "L", kelvin=283.15, **made)
+    item["assets"][key]["raster:bands"][0]["scale"] = 0.1
+    with pytest.raises(DataError, match=rf"asset {key} has scale 0.1.*0.00341802 and 149.0"):
+        describe_item(item)
+
+
 def test_landsat_scaled_in_another_way_is_doubtful(tmp_path: Path) -> None:
     item = landsat_item(tmp_path, "LT05", when="1990-08-12T10:15:20Z", platform="landsat-5")
     item["assets"]["red"]["raster:bands"][0].update(scale=1e-4, offset=0)
@@ -439,7 +468,7 @@ def test_the_fingerprint_ignores_hosts_signatures_and_folders_only(item: dict) -
 def test_scenes_survive_json(tmp_path: Path, item: dict) -> None:
     radar = sar_item(tmp_path, "S1A", when="2024-08-02T05:00:00Z", paint=0.1)
     dem = dem_item(tmp_path, "DEM", paint=lambda x, y: x + y, west=10.75, south=46.75)
-    landsat = landsat_item(tmp_path, "LC08", when="2024-08-02T10:00:00Z")
+    landsat = landsat_item(tmp_path, "LC08", when="2024-08-02T10:00:00Z", kelvin=270.0)
     for one in (item, radar, dem, landsat):
         scene = describe_item(one)
         assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
