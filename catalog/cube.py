@@ -122,6 +122,16 @@ LAYERS: dict[str, Layer] = {
         TERRAIN_BANDS,
         attributes={"long_name": "elevation (m), slope (deg), relative elevation (m), curvature"},
     ),
+    "dhdt": Layer(
+        "float32",
+        float("nan"),
+        attributes={"long_name": "rate of elevation change", "units": "m year-1"},
+    ),
+    "coherence": Layer(
+        "float32",
+        float("nan"),
+        attributes={"long_name": "coherence of a pair of radar images", "units": "1"},
+    ),
     "probability": Layer(
         "uint8",
         NOT_SEEN,

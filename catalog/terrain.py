@@ -24,8 +24,9 @@ from catalog.cube import (
 )
 from catalog.errors import DataError, SetAside
 from catalog.grid import RegionGrid, Shard
+from catalog.lattices import join_lattices
 from catalog.looks import scenes_over
-from catalog.sensors import BandSource, Scene
+from catalog.sensors import Scene
 from catalog.stacks import read_bands, shard_tiles
 
 __all__ = ["build_terrain_shard", "create_terrain", "describe_terrain", "terrain_halo"]
@@ -136,7 +137,7 @@ def _elevation(assets: OpenAssets, shard: Shard, scenes: list[Scene], *, halo: i
     n = shard.grid.shard_px + 2 * halo
     row0, col0 = (side.start - halo for side in shard.window)
     out = np.full((n, n), np.nan, np.float64)
-    lattices = _lattices(assets, scenes)
+    lattices = join_lattices(assets, [scene.bands[0] for scene in scenes])
     for tile in shard_tiles(shard, halo=halo):
         values = np.full((tile.height, tile.width), np.nan, np.float32)
         for bands in lattices:
@@ -149,22 +150,6 @@ def _elevation(assets: OpenAssets, shard: Shard, scenes: list[Scene], *, halo: i
             rows.start - top : rows.stop - top, cols.start - left : cols.stop - left
         ]
     return out
-
-
-def _lattices(assets: OpenAssets, scenes: list[Scene]) -> list[list[BandSource]]:
-    """Rasters that are neighbours on one lattice of pixels, together; in the order of ids."""
-    groups: dict[tuple[Any, ...], list[BandSource]] = {}
-    for scene in scenes:
-        dataset = assets.dataset(scene.bands[0])
-        step_x, step_y = dataset.transform.a, -dataset.transform.e
-        phase = (dataset.transform.c / step_x % 1, dataset.transform.f / step_y % 1)
-        key = (
-            dataset.crs.to_wkt(),
-            *(round(step, 12) for step in (step_x, step_y)),
-            *(round(part, 2) % 1 for part in phase),
-        )
-        groups.setdefault(key, []).append(scene.bands[0])
-    return list(groups.values())
 
 
 def describe_terrain(elevation: npt.ArrayLike, *, resolution_m: float) -> npt.NDArray[np.float32]:

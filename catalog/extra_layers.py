@@ -1,0 +1,172 @@
+"""Layers a user supplies: rasters of what the engine does not measure, on the pixels of the grid.
+
+``dhdt`` is the rate of elevation change, for example the tiles of Hugonnet et al. (2021,
+"Accelerated global glacier mass loss in the early twenty-first century"); ``coherence`` is that of
+a pair of radar images, low where debris-covered ice moves.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from catalog.assets import AssetPolicy, OpenAssets, public_href
+from catalog.cube import Outcome, Workspace, create_layer, write_shard
+from catalog.errors import DataError, SetAside, UsageError
+from catalog.grid import RegionGrid, Shard
+from catalog.lattices import join_lattices
+from catalog.sensors import BandSource
+from catalog.stacks import Tile, read_bands, shard_tiles
+
+__all__ = ["EXTRA_LAYERS", "build_layer_shard", "create_extra_layer", "layer_source"]
+
+EXTRA_LAYERS: dict[str, tuple[float, float]] = {
+    "dhdt": (-150.0, 150.0),
+    "coherence": (-1e-3, 1.001),
+}
+"""Name -> what its values lie between, both excluded; beyond are fill values that no field told."""
+
+
+def layer_source(
+    href: str, *, scale: float = 1.0, offset: float = 0.0, nodata: float | None = None
+) -> BandSource:
+    """Raster of a layer, named after its file.
+
+    Parameters
+    ----------
+    href
+        Path or URL of a GeoTIFF of one band.
+    scale, offset
+        Value = pixel x scale + offset.
+    nodata
+        Pixel value without data; values that make no sense are none in any case.
+    """
+    name = PurePosixPath(public_href(href)).name
+    return BandSource("layer", name, href, scale=scale, offset=offset, nodata=nodata)
+
+
+def create_extra_layer(
+    workspace: Workspace,
+    name: str,
+    grid: RegionGrid,
+    *,
+    attributes: Mapping[str, str] | None = None,
+) -> None:
+    """Create ``cube.zarr/layers/<name>``, unless it is there already.
+
+    Parameters
+    ----------
+    workspace, grid
+        Where, and on which pixels.
+    name
+        One of :data:`EXTRA_LAYERS`.
+    attributes
+        Kept with the array, for example its source and period.
+
+    Raises
+    ------
+    UsageError
+        ``unknown-layer``.
+    """
+    create_layer(workspace, _array(name), grid, attributes=attributes)
+
+
+def build_layer_shard(
+    workspace: Workspace,
+    name: str,
+    shard: Shard,
+    *,
+    rasters: Sequence[BandSource],
+    policy: AssetPolicy,
+) -> Outcome:
+    """Bring rasters to the pixels of one shard and write them.
+
+    Parameters
+    ----------
+    workspace
+        Where; the layer exists, see :func:`create_extra_layer`.
+    name
+        One of :data:`EXTRA_LAYERS`.
+    shard
+        Which shard.
+    rasters
+        In any order and any projection, see :func:`layer_source`. Where they overlap, the first by
+        name counts. One that cannot be read all over the shard is left out of it by name.
+    policy
+        Which rasters may be opened.
+
+    Returns
+    -------
+    Outcome
+        ``facts``: ``rasters`` (number of those that could be used), ``valid_fraction``.
+
+    Raises
+    ------
+    UsageError
+        ``unknown-layer``.
+    SourceError
+        Where a source cannot be reached.
+    StoreError
+        Where the shard cannot be written.
+    """
+    array, n = _array(name), shard.grid.shard_px
+    out = np.full((n, n), np.nan, np.float32)
+    with OpenAssets(policy) as assets:
+        sound, faults = _readable(assets, rasters, shard)
+        lattices = join_lattices(assets, sound)
+        for tile in shard_tiles(shard):
+            row, col = tile.row - shard.window[0].start, tile.col - shard.window[1].start
+            out[row : row + tile.height, col : col + tile.width] = _read(
+                assets, lattices, tile, limits=EXTRA_LAYERS[name]
+            )
+    checksum = write_shard(workspace, array, shard, out)
+    facts = {
+        "rasters": len(sound),
+        "valid_fraction": round(float(np.isfinite(out).mean()), 6),
+    }
+    return Outcome({f"{array}/{shard.id}": checksum}, tuple(sorted(faults)), facts)
+
+
+def _array(name: str) -> str:
+    if name not in EXTRA_LAYERS:
+        near = difflib.get_close_matches(name, EXTRA_LAYERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(EXTRA_LAYERS)}"
+        raise UsageError(f"there is no layer {name!r}; {hint}", kind="unknown-layer")
+    return f"cube.zarr/layers/{name}"
+
+
+def _readable(
+    assets: OpenAssets, rasters: Sequence[BandSource], shard: Shard
+) -> tuple[list[BandSource], list[SetAside]]:
+    """Rasters all of whose pixels in the shard can be read, by name, and the others."""
+    sound, faults = [], []
+    for band in sorted(rasters, key=lambda band: (band.asset, band.href)):
+        try:
+            for tile in shard_tiles(shard):
+                read_bands(assets, [band], tile, dtype="float32")
+        except DataError as error:
+            faults.append(SetAside(band.asset, error.kind, str(error)))
+        else:
+            sound.append(band)
+    return sound, faults
+
+
+def _read(
+    assets: OpenAssets,
+    lattices: Sequence[Sequence[BandSource]],
+    tile: Tile,
+    *,
+    limits: tuple[float, float],
+) -> npt.NDArray[np.float32]:
+    """Values of a tile; NaN where no raster has one."""
+    out = np.full((tile.height, tile.width), np.nan, np.float32)
+    for bands in lattices:
+        scale, offset = bands[0].scale, bands[0].offset
+        low, high = ((limit - offset) / scale for limit in limits)
+        (pixels,) = read_bands(assets, [bands], tile, dtype="float32", within=(low, high))
+        np.copyto(out, pixels * scale + offset, where=np.isnan(out), casting="same_kind")
+    return out
