@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +35,9 @@ from catalog.cube import (
 from catalog.errors import DataError, SetAside, UsageError
 from catalog.grid import RegionGrid, Shard
 from catalog.looks import looks_of, scenes_over
-from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
 from catalog.radiometry import DarkPixels, count_dark, judge_offset
 from catalog.sensors import BandSource, Scene
-from catalog.stacks import Tile, read_bands, shard_tiles
+from catalog.stacks import Tile, given, read_bands, read_usable, shard_tiles
 from catalog.strategies import Looks, Strategy, choose
 
 __all__ = ["build_cube_shard", "create_season"]
@@ -330,17 +329,12 @@ def _read_scene(
     by_role = {band.role: band for band in scene.bands}
     bands = [by_role[role] for role in OPTICAL_BANDS]
     raw = read_bands(assets, bands, tile, dtype=scene.dtype)
-    given = np.isfinite(raw) if raw.dtype.kind == "f" else raw != 0
-    usable: _Mask = given.all(axis=0)
-    pixels = _stored(np.where(given, raw, 0), bands)
+    there = given(raw)
+    usable: _Mask = there.all(axis=0)
+    pixels = _stored(np.where(there, raw, 0), bands)
     if not usable.any():
         return pixels, usable
-    size = tile.grid.resolution_m
-    wide = tile.widened(mask_halo(size))
-    for mask in scene.masks:
-        kind = cast(MaskKind, mask.role)
-        (flags,) = read_bands(assets, [mask], wide, dtype=MASK_DTYPES[kind], categories=True)
-        usable &= usable_pixels(flags, resolution_m=size, kind=kind, rule=mask.rule)
+    usable &= read_usable(assets, scene.masks, tile)
     tally.dark.setdefault(scene.id, {})[tile] = count_dark(
         pixels, usable, scale=OPTICAL_SCALE, offset=OPTICAL_OFFSET
     )

@@ -54,6 +54,9 @@ class BandSource:
     """``file:checksum`` of the asset, where the catalogue gives one."""
     rule: MaskRule | None = None
     """How a mask of the kinds ``values`` and ``bits`` is read."""
+    shift_m: tuple[float, float] = (0.0, 0.0)
+    """How far its pixels lie from where they belong, eastwards and northwards along the region's
+    grid; taken off when it is read, see ``catalog.coregistration``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class Scene:
 
 def _band_from_dict(values: Mapping[str, Any]) -> BandSource:
     fields = dict(values)
-    for name in ("transform", "shape"):
+    for name in ("transform", "shape", "shift_m"):
         if fields.get(name) is not None:
             fields[name] = tuple(fields[name])
     if fields.get("rule") is not None:

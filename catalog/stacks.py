@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import dask
 import numpy as np
@@ -24,6 +24,7 @@ from stackstac.prepare import ASSET_TABLE_DT
 from catalog.assets import OpenAssets  # before rasterio: it sets GDAL's drivers
 from catalog.errors import DataError
 from catalog.grid import RegionGrid, Shard
+from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
 from catalog.sensors import BandSource
 
 from affine import Affine  # isort: skip
@@ -33,7 +34,7 @@ from rasterio.errors import RasterioError  # isort: skip
 from rasterio.warp import reproject, transform_bounds  # isort: skip
 from rasterio.windows import Window  # isort: skip
 
-__all__ = ["Tile", "read_bands", "shard_tiles"]
+__all__ = ["Tile", "given", "pixel_metres", "read_bands", "read_usable", "shard_tiles"]
 
 _COARSENING = 1.5
 # ^ from this ratio of pixel sizes on, several source pixels are averaged into one
@@ -100,7 +101,7 @@ def read_bands(
     bands
         Which bands. Several rasters in the place of one are neighbours on one lattice of pixels:
         they are joined before pixels are interpolated, so that no seam shows; where they overlap
-        the first counts.
+        the first counts, and its shift is that of all.
     tile
         Which pixels.
     dtype
@@ -147,6 +148,32 @@ def read_bands(
     return pixels
 
 
+def given(pixels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where pixels as :func:`read_bands` returns them hold data."""
+    found: npt.NDArray[np.bool_] = np.isfinite(pixels) if pixels.dtype.kind == "f" else pixels != 0
+    return found
+
+
+def read_usable(
+    assets: OpenAssets, masks: Sequence[BandSource], tile: Tile
+) -> npt.NDArray[np.bool_]:
+    """Pixels of a tile that all masks of a scene call usable, ``(y, x)``; all without any mask.
+
+    Raises
+    ------
+    DataError, SourceError
+        As :meth:`catalog.assets.OpenAssets.read`.
+    """
+    size = tile.grid.resolution_m
+    wide = tile.widened(mask_halo(size))
+    usable = np.ones((tile.height, tile.width), np.bool_)
+    for mask in masks:
+        kind = cast(MaskKind, mask.role)
+        (flags,) = read_bands(assets, [mask], wide, dtype=MASK_DTYPES[kind], categories=True)
+        usable &= usable_pixels(flags, resolution_m=size, kind=kind, rule=mask.rule)
+    return usable
+
+
 class GridReader:
     """Reader of stackstac that takes pixels from the task's open rasters.
 
@@ -181,10 +208,15 @@ class GridReader:
         """Pixels of a window of the spec; the fill value beyond the rasters."""
         height, width = int(window.height), int(window.width)
         out = np.full((height, width), self._fill, dtype=self._dtype)
-        target = self._spec.transform @ Affine.translation(window.col_off, window.row_off)
+        target = (
+            Affine.translation(*self._bands[0].shift_m)
+            @ self._spec.transform
+            @ Affine.translation(window.col_off, window.row_off)
+        )
+        # ^ a raster whose pixels lie too far east is asked for pixels further east
         grid_crs = _crs(self._spec.epsg)
         datasets = [self._assets.dataset(band) for band in self._bands]
-        ratio = self._spec.resolutions_xy[0] / _pixel_metres(datasets[0])
+        ratio = self._spec.resolutions_xy[0] / pixel_metres(datasets[0])
         bounds = _source_bounds(grid_crs, datasets[0].crs, target, (height, width))
         if bounds is None:
             return out
@@ -252,7 +284,10 @@ class GridReader:
 
     def _unseen(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Where the fill value stands."""
-        return np.isnan(pixels) if self._dtype.kind == "f" else pixels == self._fill
+        unseen: npt.NDArray[np.bool_] = (
+            np.isnan(pixels) if self._dtype.kind == "f" else pixels == self._fill
+        )
+        return unseen
 
     def close(self) -> None:
         """Nothing: the rasters belong to the task."""
@@ -294,8 +329,8 @@ def _crs(text: str) -> CRS:
     return CRS.from_user_input(text)
 
 
-def _pixel_metres(dataset: Any) -> float:
-    """Pixel height in metres, the same all over the raster."""
+def pixel_metres(dataset: Any) -> float:
+    """Measure the pixel height in metres, the same all over the raster."""
     step = -float(dataset.transform.e)
     if dataset.crs.is_geographic:
         return step * _METRES_PER_DEGREE
