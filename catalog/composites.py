@@ -330,7 +330,7 @@ def _read_scene(
     bands = [by_role[role] for role in OPTICAL_BANDS]
     raw = read_bands(assets, bands, tile, dtype=scene.dtype)
     there = given(raw)
-    usable: _Mask = there.all(axis=0)
+    usable = np.asarray(there.all(axis=0), np.bool_)
     pixels = _stored(np.where(there, raw, 0), bands)
     if not usable.any():
         return pixels, usable
