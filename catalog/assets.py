@@ -12,8 +12,8 @@ import re
 import socket
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ import urllib3
 
 from catalog.errors import DataError, SourceError, UsageError
 from catalog.sensors import BandSource
+from catalog.signing import Token, token_source
 
 _SKIPPED_DRIVERS = "VRT GTI STACIT STACTA WMS WCS WMTS HTTP PLMOSAIC EEDA EEDAI DERIVED"
 # ^ drivers that read other files or the network; GDAL heeds only the variable of the process, and
@@ -92,6 +93,10 @@ class AssetPolicy:
     allowed: tuple[str, ...]
     """Host names (``example.org``, ``*.example.org``, ``127.0.0.1:8080``) and local folders
     (``/data``, ``./data``, ``~/data``)."""
+    token_url: str = ""
+    """Where tokens are given for links that must be signed; empty: links are opened as they are."""
+    signed_hosts: tuple[str, ...] = ("*.blob.core.windows.net",)
+    """Hosts whose links are signed, where there is a ``token_url``."""
 
     def __post_init__(self) -> None:
         for entry in self.allowed:
@@ -100,6 +105,30 @@ class AssetPolicy:
                     f"{entry!r} is neither a host name nor a folder (a folder starts with '/', "
                     "'.' or '~')"
                 )
+        parts = urlsplit(self.token_url)
+        safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+        if self.token_url and (not safe or parts.query or "@" in parts.netloc):
+            raise UsageError(
+                f"{public_href(self.token_url)!r} gives no tokens: expected an https URL without "
+                "user name and query string"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready description, the inverse of :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AssetPolicy:
+        """Rebuild a policy from :meth:`to_dict`."""
+        return cls(tuple(values["allowed"]), values["token_url"], tuple(values["signed_hosts"]))
+
+    def signs(self, url: str) -> bool:
+        """Whether a link is signed before it is opened."""
+        if not self.token_url:
+            return False
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").lower(), parts.port or 443
+        return any(_host_matches(entry, host, port) for entry in self.signed_hosts)
 
     def check(self, href: str) -> str:
         """Path or URL under which GDAL may open an asset.
@@ -249,6 +278,7 @@ class OpenAssets:
         self._sleep = sleep
         self._open: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
+        self._tokens: dict[str, Token] = {}
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S), retries=False
         )
@@ -296,9 +326,20 @@ class OpenAssets:
             raise DataError(str(error), kind="not-a-geotiff") from None
 
     def _dataset(self, path: str, band: BandSource) -> Any:
+        if path in self._open and not self._is_fresh(path):
+            self._drop(path)
         if path not in self._open:
             self._open[path] = self._open_checked(path, band)
         return self._open[path]
+
+    def _is_fresh(self, path: str) -> bool:
+        """Whether an open raster's link carries the token of the day, or needs none."""
+        used = self._tokens.get(path)
+        return used is None or used is self._token(path)
+
+    def _token(self, path: str, *, refused: Token | None = None) -> Token:
+        url = path.removeprefix("/vsicurl/")
+        return token_source(self._policy.token_url).token(url, refused=refused)
 
     def read(self, band: BandSource, window: Window) -> npt.NDArray[Any]:
         """Read a window of pixels in the asset's own grid.
@@ -332,15 +373,16 @@ class OpenAssets:
             dataset.close()
 
     def _open_checked(self, path: str, band: BandSource) -> Any:
+        opened = path
         if path.startswith("/vsicurl/"):
-            self._probe(path.removeprefix("/vsicurl/"))
+            opened = f"/vsicurl/{self._probe(path)}"
         elif not Path(path).is_file():
             raise DataError(f"{path} does not exist", kind="asset-missing")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 # ^ the header is held against the item's promise below
-                dataset = rasterio.open(path, driver="GTiff", sharing=False)
+                dataset = rasterio.open(opened, driver="GTiff", sharing=False)
         except RasterioIOError as error:
             raise self._open_fault(path, error) from None
         try:
@@ -350,9 +392,27 @@ class OpenAssets:
             raise
         return dataset
 
-    def _probe(self, url: str) -> None:
-        """Ask for the first byte: GDAL's own errors do not tell an absence from an outage."""
+    def _probe(self, path: str) -> str:
+        """Ask for the first byte: GDAL's own errors do not tell an absence from an outage.
+
+        Returns the URL that answered, signed where it must be.
+        """
+        url = path.removeprefix("/vsicurl/")
         self._policy.check_address(url)
+        if not self._policy.signs(url):
+            self._check_status(path, *self._first_byte(url))
+            return url
+        token = self._token(path)
+        status, size = self._first_byte(token.sign(url))
+        if status == 403:
+            token = self._token(path, refused=token)
+            status, size = self._first_byte(token.sign(url))
+        self._check_status(path, status, size)
+        self._tokens[path] = token
+        return token.sign(url)
+
+    def _first_byte(self, url: str) -> tuple[int, str]:
+        """Status of the answer, and its ``content-range``."""
         try:
             answer = self._http.request(
                 "GET", url, headers={"Range": "bytes=0-0"}, redirect=False, preload_content=False
@@ -363,20 +423,25 @@ class OpenAssets:
             raise SourceError(
                 f"{public_href(url)} cannot be reached: {type(error).__name__}"
             ) from None
+        return status, size
+
+    def _check_status(self, path: str, status: int, size: str) -> None:
         if 300 <= status < 400:
-            raise _refused(url, "it is a redirect, and those are not followed")
+            raise _refused(path, "it is a redirect, and those are not followed")
         if status == 429 or status >= 500:
-            raise SourceError(f"{public_href(url)} answers HTTP {status}")
+            raise SourceError(f"{public_href(path)} answers HTTP {status}")
         if status >= 400:
             kind = "asset-forbidden" if status in (401, 403) else "asset-missing"
-            raise DataError(f"{public_href(url)} answers HTTP {status}", kind=kind)
+            raise DataError(f"{public_href(path)} answers HTTP {status}", kind=kind)
         total = size.rpartition("/")[2]
         if total.isdigit():
-            self._sizes[f"/vsicurl/{url}"] = int(total)
+            self._sizes[path] = int(total)
 
     def _open_fault(self, path: str, error: Exception) -> DataError | SourceError:
         text = f"{public_href(path)} is not a readable GeoTIFF: {_fault_text(error)}"
-        if not path.startswith("/vsicurl/") or "not recognized as" in str(error):
+        garbage = "not recognized as" in str(error) and path not in self._tokens
+        # ^ GDAL may take the refusal of a token for the file
+        if garbage or not path.startswith("/vsicurl/"):
             return DataError(text, kind="not-a-geotiff")
         return SourceError(text, kind=None if "HTTP" in str(error) else _GARBLED)
 

@@ -161,7 +161,7 @@ def open_region(settings: Settings) -> Region:
         grid,
         tuple(shards),
         batches,
-        AssetPolicy(allowed=settings.catalog.policy_allowed),
+        AssetPolicy(settings.catalog.policy_allowed, settings.catalog.token_url),
     )
 
 

@@ -53,10 +53,13 @@ _KNOWN_HOSTS = {
         "copernicus-dem-30m.s3.amazonaws.com",
         "copernicus-dem-30m.s3.eu-central-1.amazonaws.com",
     ),
+    "planetarycomputer.microsoft.com": ("*.blob.core.windows.net",),
 }
 # ^ where the assets of a large public catalogue lie
-_SIGNED_ONLY = {"planetarycomputer.microsoft.com"}
-# ^ catalogues whose files cannot be read without a signed link, which the engine does not make
+_TOKEN_URLS = {
+    "planetarycomputer.microsoft.com": "https://planetarycomputer.microsoft.com/api/sas/v1/token",
+}
+# ^ catalogues whose links must be signed, and where the tokens for that are given
 
 CompositeName = Literal["least_snow", "best_scene", "median", "medoid"]
 
@@ -98,11 +101,6 @@ class CatalogSettings(_Strict):
                 raise ValueError("expected an http(s) URL or a path")
             if parts.username or parts.query:
                 raise ValueError("expected a URL without user name, password or query string")
-            if parts.hostname in _SIGNED_ONLY:
-                raise ValueError(
-                    "expected a catalogue whose files are open to read: the files of "
-                    f"{parts.hostname} need signed links, which this version does not make"
-                )
         return url
 
     @property
@@ -122,6 +120,11 @@ class CatalogSettings(_Strict):
         host, port = parts.hostname or "", parts.port or {"http": 80}.get(parts.scheme, 443)
         own = host if port == 443 else f"{host}:{port}"
         return (own, *_KNOWN_HOSTS.get(host, ()))
+
+    @property
+    def token_url(self) -> str:
+        """Where tokens are given for the links of the catalogue; empty where it needs none."""
+        return _TOKEN_URLS.get(urlsplit(self.url).hostname or "", "") if self.is_api else ""
 
     @property
     def public_url(self) -> str:
@@ -374,7 +377,9 @@ def set_process_environment(*, reuse_memory: bool = False) -> dict[str, str]:
 
 def environment_secrets() -> list[str]:
     """Values of environment variables whose names say that they are secret."""
-    telling = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL|SAS_", re.IGNORECASE)
+    telling = re.compile(
+        r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|SUBSCRIPTION_KEY|CREDENTIAL|SAS_", re.IGNORECASE
+    )
     return sorted(
         {v for k, v in os.environ.items() if telling.search(k) and len(v) >= 8},
         key=len,

@@ -115,7 +115,7 @@ def _terrain_units(c: Context) -> list[Unit]:
             scenes = scenes_over(c.scenes.dem, shard)
             payload = {
                 "dem": [scene.to_dict() for scene in scenes],
-                "allowed": list(c.region.policy.allowed),
+                "policy": c.region.policy.to_dict(),
             }
             units.append(
                 _shard_unit(
@@ -143,7 +143,7 @@ def _cube_units(c: Context) -> list[Unit]:
                 "strategy": strategy,
                 "optical": [scene.to_dict() for scene in optical],
                 "sar": None if sar is None else [scene.to_dict() for scene in sar],
-                "allowed": list(c.region.policy.allowed),
+                "policy": c.region.policy.to_dict(),
             }
             units.append(
                 _shard_unit(

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
@@ -190,11 +189,6 @@ def _grid(ledger: Ledger, job: Job) -> RegionGrid:
     return ledger.grid.coarsened(job["payload"]["multiple"])
 
 
-@lru_cache(maxsize=8)
-def _policy(allowed: tuple[str, ...]) -> AssetPolicy:
-    return AssetPolicy(allowed=allowed)
-
-
 def _scenes(values: list[dict[str, Any]] | None) -> list[Scene] | None:
     return None if values is None else [Scene.from_dict(v) for v in values]
 
@@ -205,7 +199,7 @@ def _terrain(ledger: Ledger, job: Job) -> Outcome:
         ledger.workspace,
         _shard(ledger, job),
         dem=_scenes(payload["dem"]) or [],
-        policy=_policy(tuple(payload["allowed"])),
+        policy=AssetPolicy.from_dict(payload["policy"]),
     )
 
 
@@ -217,7 +211,7 @@ def _cube(ledger: Ledger, job: Job) -> Outcome:
         _shard(ledger, job),
         optical=_scenes(payload["optical"]) or [],
         sar=_scenes(payload["sar"]),
-        policy=_policy(tuple(payload["allowed"])),
+        policy=AssetPolicy.from_dict(payload["policy"]),
         strategy=payload["strategy"],
     )
 

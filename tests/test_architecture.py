@@ -38,7 +38,7 @@ FORBIDDEN = {
     "os.system": set(),
     "yaml.load": set(),
 }
-READS_ENVIRONMENT = {"inventory_engine.settings", "catalog.assets"}
+READS_ENVIRONMENT = {"inventory_engine.settings", "catalog.assets", "catalog.signing"}
 
 
 def module_name(path: Path) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from catalog.assets import AssetPolicy
 from catalog.errors import UsageError
 from inventory_engine.logs import redact
+from inventory_engine.settings import environment_secrets
 from inventory_engine.settings_file import EXAMPLE, load_settings
 
 GOOD = """\
@@ -189,11 +191,23 @@ def test_by_default_files_may_lie_where_the_catalogue_is(tmp_path: Path, url: st
     assert settings.catalog.policy_allowed == (host,)
 
 
-def test_a_catalogue_whose_files_need_signed_links_is_refused_by_name(tmp_path: Path):
+def test_links_of_the_planetary_computer_are_signed_and_no_others(tmp_path: Path):
     address = "https://earth-search.aws.element84.com/v1"
+    assert not load_settings(write(tmp_path, GOOD)).catalog.token_url
     text = GOOD.replace(address, "https://planetarycomputer.microsoft.com/api/stac/v1")
-    with pytest.raises(UsageError, match=r"catalog\.url: .*signed links"):
-        load_settings(write(tmp_path, text))
+    catalog = load_settings(write(tmp_path, text)).catalog
+    assert catalog.token_url == "https://planetarycomputer.microsoft.com/api/sas/v1/token"
+    policy = AssetPolicy(catalog.policy_allowed, catalog.token_url)
+    blob = "https://landsateuwest.blob.core.windows.net/landsat-c2/level-2/red.tif"
+    assert policy.check(blob) == f"/vsicurl/{blob}"
+    assert policy.signs(blob)
+    assert not policy.signs("https://planetarycomputer.microsoft.com/red.tif")
+    assert not policy.signs("https://blob.core.windows.net.evil.example/a/red.tif")
+
+
+def test_a_subscription_key_counts_as_a_secret(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PC_SDK_SUBSCRIPTION_KEY", "canary-0123456789")
+    assert "canary-0123456789" in environment_secrets()
 
 
 def test_environment_variables_are_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
