@@ -1,164 +1,20 @@
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pystac
 import pytest
-from rasters import CENTRE, dem_item, optical_item, sar_item, write_items
-from servers import Answer, Request, json_answer, scripted_server, stac_server
+from catalogues import HERE, NOWHERE, bare_item, find, ids
+from rasters import write_items
+from servers import Answer, Request, json_answer, scripted_server
 
 from catalog.assets import AssetPolicy
 from catalog.errors import DataError, SourceError, UsageError
-from catalog.search import SearchResult, open_source
+from catalog.search import open_source
 
-NOWHERE = AssetPolicy(())
-HERE = [(CENTRE[0] - 0.01, CENTRE[1] - 0.01, CENTRE[0] + 0.01, CENTRE[1] + 0.01)]
 SECRET = "hunter2"
-
-
-def bare_item(name: str, *, when: str = "2024-08-12T10:00:00Z", **properties: object) -> dict:
-    """Item over CENTRE without rasters: a search opens none."""
-    x, y = CENTRE
-    keys = ("blue", "green", "red", "nir", "swir16", "swir22", "scl")
-    ring = [[x - 1, y - 1], [x + 1, y - 1], [x + 1, y + 1], [x - 1, y + 1], [x - 1, y - 1]]
-    return {
-        "type": "Feature",
-        "stac_version": "1.0.0",
-        "id": name,
-        "collection": "sentinel-2-l2a",
-        "bbox": [x - 1, y - 1, x + 1, y + 1],
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"datetime": when, "s2:processing_baseline": "05.11", **properties},
-        "assets": {key: {"href": f"./{name}/{key}.tif"} for key in keys},
-        "links": [],
-    }
-
-
-def find(location: object, **asked: object) -> SearchResult:
-    question = {
-        "collections": ["sentinel-2-l2a"],
-        "boxes": HERE,
-        "start": "2024-07-01",
-        "end": "2024-09-30",
-        **asked,
-    }
-    return open_source(str(location), policy=NOWHERE, backoff_s=0).search(**question)
-
-
-def ids(result: SearchResult) -> list[str]:
-    return [scene.id for scene in result.scenes]
-
-
-def write_static_catalog(folder: Path, items: list[dict]) -> Path:
-    """A catalogue with one collection, items in their own folders, relative links: by pystac."""
-    catalog = pystac.Catalog("demo", "a catalogue for tests")
-    extent = pystac.Extent(
-        pystac.SpatialExtent([[-180, -90, 180, 90]]), pystac.TemporalExtent([[None, None]])
-    )
-    collection = pystac.Collection("sentinel-2-l2a", "scenes", extent)
-    catalog.add_child(collection)
-    for item in items:
-        collection.add_item(pystac.Item.from_dict(copy.deepcopy(item)))
-    catalog.normalize_and_save(str(folder), pystac.CatalogType.SELF_CONTAINED)
-    return folder / "catalog.json"
-
-
-def test_an_api_a_static_catalogue_and_a_file_give_the_same_scenes(tmp_path: Path) -> None:
-    items = [
-        bare_item(f"S2_{i:03d}", when=f"2024-08-{i % 28 + 1:02d}T10:00:00Z") for i in range(250)
-    ]
-    for item in items:
-        for asset in item["assets"].values():
-            asset["href"] = str(tmp_path / asset["href"])
-    path = write_items(tmp_path / "items.json", items)
-    static = write_static_catalog(tmp_path / "static", items[:40])
-    with stac_server(path) as url:
-        served = find(url)
-    assert served == find(path)
-    assert len(served.scenes) == 250  # three pages
-    assert ids(served) == [s.id for s in sorted(served.scenes, key=lambda s: (s.datetime, s.id))]
-    first_forty = find(write_items(tmp_path / "some.json", items[:40]))
-    from_catalog = find(static)
-    assert ids(from_catalog) == ids(first_forty)
-    assert find(static.parent / "sentinel-2-l2a" / "collection.json") == from_catalog
-    assert {s.fingerprint for s in from_catalog.scenes} == {
-        s.fingerprint for s in first_forty.scenes
-    }
-
-
-def test_painted_scenes_of_three_sensors_are_found_through_a_server(tmp_path: Path) -> None:
-    items = [
-        optical_item(tmp_path, "S2A", when="2024-08-02T10:00:00Z"),
-        sar_item(tmp_path, "S1A", when="2024-08-02T05:00:00Z", paint=0.1),
-        dem_item(tmp_path, "DEM", paint=lambda x, y: x + y, west=10.75, south=46.75),
-    ]
-    collections = ["sentinel-2-l2a", "sentinel-1-rtc", "cop-dem-glo-30"]
-    with stac_server(write_items(tmp_path / "items.json", items)) as url:
-        found = find(url, collections=collections, start=None, end=None)
-        assert [scene.kind for scene in found.scenes] == ["dem", "sar", "optical"]
-        assert find(url, collections=["sentinel-1-rtc"]).scenes == found.scenes[1:2]
-        assert find(url, collections=collections, boxes=[(0, 0, 1, 1)]).scenes == ()
-
-
-def test_time_box_and_collection_bound_a_search_alike_in_every_kind_of_source(
-    tmp_path: Path,
-) -> None:
-    items = [
-        bare_item("before", when="2024-06-30T23:59:59Z"),
-        bare_item("first", when="2024-07-01T00:00:00Z"),
-        bare_item("last", when="2024-09-30T23:59:58Z"),
-        bare_item("after", when="2024-10-01T00:00:00Z"),
-        bare_item("elsewhere") | {"bbox": [0, 0, 1, 1]},
-        bare_item("other") | {"collection": "sentinel-2-c1-l2a"},
-    ]
-    items[4]["geometry"] = {
-        "type": "Polygon",
-        "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]],
-    }
-    path = write_items(tmp_path / "items.json", items)
-    with stac_server(path) as url:
-        for location in (url, path):
-            assert ids(find(location)) == ["first", "last"]
-            assert ids(find(location, end=None)) == ["first", "last", "after"]
-            assert ids(find(location, start=None, end="2024-06-30")) == ["before"]
-
-
-def test_cloudy_scenes_are_passed_over_and_silent_ones_kept(tmp_path: Path) -> None:
-    items = [
-        bare_item("clear", **{"eo:cloud_cover": 20.0}),
-        bare_item("cloudy", **{"eo:cloud_cover": 20.1}),
-        bare_item("silent"),
-    ]
-    with stac_server(write_items(tmp_path / "items.json", items)) as url:
-        assert ids(find(url, max_cloud_percent=20)) == ["clear", "silent"]
-
-
-def test_a_scene_in_several_boxes_counts_once(tmp_path: Path) -> None:
-    with stac_server(write_items(tmp_path / "items.json", [bare_item("one")])) as url:
-        assert ids(find(url, boxes=HERE * 3)) == ["one"]
-
-
-def test_items_that_cannot_be_used_are_named_and_the_others_kept(tmp_path: Path) -> None:
-    broken = bare_item("broken")
-    del broken["assets"]["red"]
-    doubtful = bare_item("doubtful", **{"earthsearch:boa_offset_applied": False})
-    doubtful["properties"]["s2:processing_baseline"] = "02.12"
-    for asset in doubtful["assets"].values():
-        asset["raster:bands"] = [{"offset": -0.1}]
-    with stac_server(
-        write_items(tmp_path / "items.json", [broken, bare_item("good"), doubtful])
-    ) as url:
-        result = find(url)
-    assert ids(result) == ["good"]
-    assert [(f.what, f.kind) for f in result.set_aside] == [
-        ("broken", "bad-item"),
-        ("doubtful", "radiometry-doubtful"),
-    ]
-    assert "red or B04" in result.set_aside[0].reason
 
 
 def test_of_a_reprocessed_granule_the_newest_baseline_is_kept(tmp_path: Path) -> None:
