@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,9 +17,10 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import pystac_client
-from pystac_client.exceptions import APIError
+import requests
+import urllib3
 from pystac_client.stac_api_io import StacApiIO
-from urllib3 import Retry
+from urllib3.exceptions import HTTPError
 
 from catalog.assets import AssetPolicy, public_href
 from catalog.errors import DataError, EngineError, SetAside, SourceError, UsageError
@@ -28,7 +30,9 @@ from catalog.user_sensors import SensorSpec
 
 __all__ = ["SceneSource", "SearchResult", "open_source"]
 
-_TIMEOUT_S = (5.0, 60.0)
+_CONNECT_S, _READ_S, _RETRY_AFTER_S = 5.0, 60.0, 60
+_TRIES = 4
+# ^ of an answer that breaks off half-way; requests that get no answer have their own
 _PAGE_ITEMS = 100
 _MAX_PAGES = 10_000
 _MAX_FILES = 200_000
@@ -115,6 +119,7 @@ def open_source(
     *,
     policy: AssetPolicy,
     backoff_s: float = 0.5,
+    read_s: float = _READ_S,
     sensors: Mapping[str, SensorSpec] | None = None,
 ) -> SceneSource:
     """Open a catalogue.
@@ -128,7 +133,10 @@ def open_source(
         Its hosts and folders bound where a static catalogue may lead. The catalogue itself is the
         user's own choice and need not be among them.
     backoff_s
-        Seconds before a failed request is made again; doubled each time, five times.
+        Seconds before a failed request is made again; doubled each time, five times. A longer wait
+        that the catalogue asks for is kept to, up to a minute.
+    read_s
+        Seconds of silence after which a request has failed; a whole answer may take twice as long.
     sensors
         Collections that the user describes, by name.
 
@@ -139,7 +147,7 @@ def open_source(
     UsageError
         Where there is no catalogue at the location.
     """
-    io = _GuardedIO(location, backoff_s=backoff_s)
+    io = _GuardedIO(location, backoff_s=backoff_s, read_s=read_s)
     document = _read_json(io, location)
     kind = document.get("type")
     if kind == "Catalog" and document.get("conformsTo"):
@@ -157,8 +165,8 @@ def open_source(
 class _GuardedIO(StacApiIO):  # type: ignore[misc]
     """Reads pages of one catalogue: with retries and timeouts, from its own host only."""
 
-    def __init__(self, home: str, *, backoff_s: float) -> None:
-        retry = Retry(
+    def __init__(self, home: str, *, backoff_s: float, read_s: float) -> None:
+        retry = urllib3.Retry(
             total=5,
             backoff_factor=backoff_s,
             backoff_jitter=backoff_s,
@@ -167,10 +175,13 @@ class _GuardedIO(StacApiIO):  # type: ignore[misc]
             allowed_methods=None,
             # ^ a search is a POST and changes nothing; urllib3 retries no POST by default
             respect_retry_after_header=True,
+            retry_after_max=_RETRY_AFTER_S,
             raise_on_status=False,
             redirect=0,
         )
-        super().__init__(max_retries=retry, timeout=_TIMEOUT_S)
+        super().__init__(max_retries=retry, timeout=(_CONNECT_S, read_s))
+        self._backoff_s = backoff_s
+        self._answer_s = 2 * read_s
         self._home = _origin(home) if _is_url(home) else ""
         self.session.max_redirects = 3
         self.session.hooks["response"].append(self._check_response)
@@ -178,11 +189,6 @@ class _GuardedIO(StacApiIO):  # type: ignore[misc]
     def _check_response(self, response: Any, **_: object) -> None:
         if response.is_redirect:
             self.require_home(urljoin(response.url, response.headers["location"]))
-        if int(response.headers.get("content-length") or 0) > _MAX_BYTES:
-            raise SourceError(
-                f"{public_href(response.url)} answers with more than {_MAX_BYTES} bytes",
-                kind="catalog-bad-answer",
-            )
 
     def require_home(self, href: str) -> None:
         """Refuse to be led to another host: it would receive what was meant for this one."""
@@ -201,23 +207,62 @@ class _GuardedIO(StacApiIO):  # type: ignore[misc]
     ) -> str:
         """Ask the catalogue; errors are typed."""
         self.require_home(href)
+        for attempt in range(_TRIES):
+            with self._send(href, (method or "GET").upper(), headers, parameters) as response:
+                try:
+                    body = self._read(response)
+                    break
+                except HTTPError as error:
+                    fault = type(error).__name__
+            time.sleep(self._backoff_s * 2**attempt)
+        else:
+            raise _unreachable(href, fault)
+        status = response.status_code
+        if 400 <= status < 500 and status != 429:
+            said = body[:300].decode("utf-8", "replace")
+            raise UsageError(
+                f"{public_href(href)} refuses the question with HTTP {status}: {said}",
+                kind="catalog-refused",
+            )
+        if not 200 <= status < 300:
+            raise _unreachable(href, f"HTTP {status}")
         try:
-            return str(super().request(href, method, headers, parameters))
-        except APIError as error:
-            cause = error.__context__
-            if isinstance(cause, EngineError):
-                raise cause from None
-            status = getattr(error, "status_code", None)
-            if status is not None and 400 <= status < 500 and status != 429:
-                raise UsageError(
-                    f"{public_href(href)} refuses the question with HTTP {status}: "
-                    f"{str(error)[:300]}",
-                    kind="catalog-refused",
-                ) from None
-            what = f"HTTP {status}" if status else type(cause).__name__
-            raise SourceError(
-                f"{public_href(href)} cannot be reached: {what}", kind="catalog-unreachable"
-            ) from None
+            return body.decode()
+        except UnicodeDecodeError:
+            raise _senseless(href, "text in UTF-8") from None
+
+    def _send(
+        self,
+        href: str,
+        method: str,
+        headers: dict[str, str] | None,
+        parameters: dict[str, Any] | None,
+    ) -> requests.Response:
+        if method not in ("GET", "POST"):
+            raise _senseless(href, f"a link to be followed, but one to {method[:20]}")
+        asked = {"json": parameters} if method == "POST" else {"params": parameters}
+        try:
+            answer: requests.Response = self.session.request(
+                method, href, headers=headers, timeout=self.timeout, stream=True, **asked
+            )
+        except (requests.RequestException, HTTPError, ValueError) as error:
+            raise _unreachable(href, type(error).__name__) from None
+        return answer
+
+    def _read(self, response: requests.Response) -> bytes:
+        """Body of an answer, as it comes: it may be endless, or drip for ever."""
+        end = time.monotonic() + self._answer_s
+        body = bytearray()
+        while part := response.raw.read1(2**16, decode_content=True):
+            body += part
+            if len(body) > _MAX_BYTES:
+                raise SourceError(
+                    f"{public_href(response.url)} answers with more than {_MAX_BYTES} bytes",
+                    kind="catalog-bad-answer",
+                )
+            if time.monotonic() > end:
+                raise urllib3.exceptions.TimeoutError("the answer takes too long")
+        return bytes(body)
 
     def get_pages(
         self,
@@ -257,7 +302,7 @@ class _ApiItems:
     def __init__(self, url: str, io: _GuardedIO) -> None:
         self._url = url
         self._io = io
-        self._client = pystac_client.Client.open(url, stac_io=io, timeout=_TIMEOUT_S)
+        self._client = pystac_client.Client.open(url, stac_io=io, timeout=io.timeout)
         # ^ opening resets the timeout of the io unless it is given here as well
 
     def find(
@@ -307,6 +352,10 @@ def _parse_page(text: str, location: str) -> tuple[dict[str, Any], dict[str, Any
                 raise _senseless(location, "a page with a link to the next")
             return {**page, "features": features}, link
     return {**page, "features": features}, None
+
+
+def _unreachable(href: str, why: str) -> SourceError:
+    return SourceError(f"{public_href(href)} cannot be reached: {why}", kind="catalog-unreachable")
 
 
 def _senseless(location: str, expected: str) -> SourceError:
@@ -493,17 +542,22 @@ def _is_clear_enough(scene: Scene, limit: float | None) -> bool:
 
 
 def _newest(scenes: Sequence[Scene]) -> tuple[list[Scene], list[SetAside]]:
-    """Of several processings of one granule keep those of the newest baseline."""
-    best: dict[str, float] = {}
+    """Of several processings of one granule keep the newest; of equally new ones keep all."""
+    best: dict[str, Scene] = {}
     for scene in scenes:
-        if scene.granule and scene.baseline:
-            best[scene.granule] = max(best.get(scene.granule, 0.0), float(scene.baseline))
+        if scene.granule and _age(scene) > _age(best.setdefault(scene.granule, scene)):
+            best[scene.granule] = scene
     kept, superseded = [], []
     for scene in scenes:
-        newest = best.get(scene.granule, 0.0)
-        if scene.granule and float(scene.baseline or 0) < newest:
-            reason = f"baseline {scene.baseline}, the same granule is there with {newest:05.2f}"
-            superseded.append(SetAside(scene.id, "superseded", reason))
+        newest = best.get(scene.granule, scene)
+        if _age(scene) < _age(newest):
+            reason = f"baseline {scene.baseline}; the same granule with {newest.baseline} is "
+            superseded.append(SetAside(scene.id, "superseded", reason + newest.id))
         else:
             kept.append(scene)
     return kept, superseded
+
+
+def _age(scene: Scene) -> float:
+    """Order of processings: the larger, the newer."""
+    return float(scene.baseline or 0)

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 RUSTAC = Path(sys.executable).parent / "rustac"
 
@@ -191,3 +192,56 @@ def _file_answer(folder: Path, request: Request) -> Answer:
 
 def json_answer(document: object, status: int = 200) -> Answer:
     return Answer(status, json.dumps(document).encode(), {"content-type": "application/json"})
+
+
+def api(pages: Callable[[Request, str], Answer]) -> Callable[[Request], Answer]:
+    """Script of a STAC API whose search answers as `pages` says; it is given its own URL."""
+
+    def script(request: Request) -> Answer:
+        root = f"http://{request.headers['host']}"
+        if urlsplit(request.path).path == "/":
+            conforms = ["https://api.stacspec.org/v1.0.0/core"]
+            conforms.append("https://api.stacspec.org/v1.0.0/item-search")
+            return json_answer(
+                {
+                    "type": "Catalog",
+                    "stac_version": "1.0.0",
+                    "id": "scripted",
+                    "description": "scripted",
+                    "conformsTo": conforms,
+                    "links": [
+                        {
+                            "rel": "search",
+                            "href": f"{root}/search",
+                            "method": "POST",
+                            "type": "application/geo+json",
+                        },
+                    ],
+                }
+            )
+        return pages(request, root)
+
+    return script
+
+
+def page(items: list[dict], following: dict | None = None, **extra: object) -> Answer:
+    links = [{"rel": "next", **following}] if following else []
+    return json_answer({"type": "FeatureCollection", "features": items, "links": links, **extra})
+
+
+def paged(pages: list[list[dict]], **extra: object) -> Callable[[Request, str], Answer]:
+    """A search whose pages follow each other by a token in the body."""
+
+    def answer(request: Request, root: str) -> Answer:
+        body = json.loads(request.body)
+        number = int(body.get("token", 0))
+        following = None
+        if number + 1 < len(pages):
+            following = {
+                "href": f"{root}/search",
+                "method": "POST",
+                "body": body | {"token": number + 1},
+            }
+        return page(pages[number], following, **extra)
+
+    return answer

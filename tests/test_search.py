@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from catalogues import HERE, NOWHERE, bare_item, find, ids
 from rasters import write_items
-from servers import Answer, Request, json_answer, scripted_server
+from servers import Answer, Request, api, json_answer, page, paged, scripted_server
 
 from catalog.assets import AssetPolicy
 from catalog.errors import DataError, SourceError, UsageError
@@ -96,59 +94,6 @@ def test_a_season_that_ends_before_it_begins_is_a_bad_setting(tmp_path: Path) ->
         find(path, start="2024-09-01", end="2024-07-01")
     with pytest.raises(UsageError, match="neither a day"):
         find(path, start="summer")
-
-
-def api(pages: Callable[[Request, str], Answer]) -> Callable[[Request], Answer]:
-    """Script of a STAC API whose search answers as `pages` says; it is given its own URL."""
-
-    def script(request: Request) -> Answer:
-        root = f"http://{request.headers['host']}"
-        if urlsplit(request.path).path == "/":
-            conforms = ["https://api.stacspec.org/v1.0.0/core"]
-            conforms.append("https://api.stacspec.org/v1.0.0/item-search")
-            return json_answer(
-                {
-                    "type": "Catalog",
-                    "stac_version": "1.0.0",
-                    "id": "scripted",
-                    "description": "scripted",
-                    "conformsTo": conforms,
-                    "links": [
-                        {
-                            "rel": "search",
-                            "href": f"{root}/search",
-                            "method": "POST",
-                            "type": "application/geo+json",
-                        },
-                    ],
-                }
-            )
-        return pages(request, root)
-
-    return script
-
-
-def page(items: list[dict], following: dict | None = None, **extra: object) -> Answer:
-    links = [{"rel": "next", **following}] if following else []
-    return json_answer({"type": "FeatureCollection", "features": items, "links": links, **extra})
-
-
-def paged(pages: list[list[dict]], **extra: object) -> Callable[[Request, str], Answer]:
-    """A search whose pages follow each other by a token in the body."""
-
-    def answer(request: Request, root: str) -> Answer:
-        body = json.loads(request.body)
-        number = int(body.get("token", 0))
-        following = None
-        if number + 1 < len(pages):
-            following = {
-                "href": f"{root}/search",
-                "method": "POST",
-                "body": body | {"token": number + 1},
-            }
-        return page(pages[number], following, **extra)
-
-    return answer
 
 
 def test_an_empty_page_in_between_loses_nothing() -> None:
