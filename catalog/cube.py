@@ -7,6 +7,7 @@ one whole shard, and small files are replaced atomically.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,9 @@ import numpy.typing as npt
 import obstore
 import zarr
 from obstore.store import from_url
+from zarr.abc.buffer import Buffer
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.storage import LocalStore, ObjectStore
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from catalog.errors import SetAside, StoreError, UsageError
 from catalog.grid import RegionGrid, Shard
@@ -47,6 +49,7 @@ __all__ = [
     "read_shard",
     "read_window",
     "shard_checksum",
+    "shard_key",
     "terrain_name",
     "write_shard",
 ]
@@ -314,7 +317,9 @@ def create_layer(
     *,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Create the array for one layer of the store, unless it is there already.
+    """Create the array for one layer of the store, or mend its metadata where it is there.
+
+    Shards that are there stay, and files that are as they should be are not touched.
 
     Parameters
     ----------
@@ -327,9 +332,12 @@ def create_layer(
         The region's grid; the array is sharded and chunked like it.
     attributes
         Added to the layer's own.
+
+    Raises
+    ------
+    StoreError
+        ``layout`` where the array is there with another shape or sharding.
     """
-    if workspace.has_array(name):
-        return
     root, _, inner = name.partition("/")
     layer = LAYERS[inner.rsplit("/", 1)[-1]]
     lead = (len(layer.bands),) if layer.bands else ()
@@ -341,10 +349,11 @@ def create_layer(
     merged["grid_mapping"] = "spatial_ref"
     merged["_CRS"] = {"wkt": grid.wkt}
     # ^ GDAL's own Zarr convention, so that QGIS finds the projection too
-    folder = "/".join(inner.split("/")[:-1])
-    _create_coordinates(workspace, root, folder, grid)
+    files: dict[str, Buffer] = {}
+    store = MemoryStore(files)
+    _create_coordinates(store, inner.rpartition("/")[0], grid)
     zarr.create_array(
-        workspace.zarr_store(root),
+        store,
         name=inner,
         shape=lead + grid.shape,
         dtype=layer.dtype,
@@ -354,15 +363,42 @@ def create_layer(
         fill_value=layer.fill,
         attributes=merged,
         dimension_names=((layer.dim,) if layer.bands else ()) + ("y", "x"),
-        overwrite=True,
     )
+    _put_metadata(workspace, root, {file: data.to_bytes() for file, data in files.items()})
 
 
-def _create_coordinates(workspace: Workspace, root: str, folder: str, grid: RegionGrid) -> None:
-    """Write the CF coordinates of one group: ``x``, ``y`` (pixel centres) and ``spatial_ref``."""
-    if workspace.has_array("/".join(filter(None, (root, folder, "spatial_ref")))):
+def _put_metadata(workspace: Workspace, root: str, files: Mapping[str, bytes]) -> None:
+    """Write what is new or damaged; nothing where there is an array of another layout."""
+    waiting = {}
+    for file, data in files.items():
+        found = workspace.get(f"{root}/{file}")
+        if found != data:
+            waiting[f"{root}/{file}"] = data
+            _check_layout(workspace, f"{root}/{file}", found, wanted=data)
+    for file, data in waiting.items():
+        workspace.put(file, data)
+
+
+def _check_layout(workspace: Workspace, name: str, found: bytes | None, *, wanted: bytes) -> None:
+    if found is None or not name.endswith("zarr.json"):
         return
-    store = workspace.zarr_store(root)
+    try:
+        there, here = json.loads(found), json.loads(wanted)
+    except ValueError:
+        return
+        # ^ damaged: it is written again
+    for key in ("shape", "chunk_grid", "data_type"):
+        if isinstance(there, dict) and there.get(key, here.get(key)) != here.get(key):
+            raise StoreError(
+                f"{name} of {workspace!r} has {key} {there[key]}, the grid asks for {here[key]}: "
+                "it was written with other settings, use a new workspace; or it is damaged, then "
+                "delete this one file and run again",
+                kind="layout",
+            )
+
+
+def _create_coordinates(store: MemoryStore, folder: str, grid: RegionGrid) -> None:
+    """Write the CF coordinates of one group: ``x``, ``y`` (pixel centres) and ``spatial_ref``."""
     group = zarr.open_group(store, path=folder, mode="a")
     for axis, name in enumerate(("y", "x")):
         step, start = (
@@ -373,9 +409,10 @@ def _create_coordinates(workspace: Workspace, root: str, folder: str, grid: Regi
             name,
             data=centres,
             chunks=centres.shape,
+            compressors=[Crc32cCodec()],
+            # ^ not compressed: equal bytes whatever the version of a compressor
             dimension_names=(name,),
             attributes={"standard_name": f"projection_{name}_coordinate", "units": "m"},
-            overwrite=True,
         )
     transform = " ".join(repr(float(v)) for v in grid.transform.to_gdal())
     group.create_array(
@@ -383,7 +420,6 @@ def _create_coordinates(workspace: Workspace, root: str, folder: str, grid: Regi
         shape=(),
         dtype="int32",
         attributes=grid.crs.to_cf() | {"spatial_ref": grid.wkt, "GeoTransform": transform},
-        overwrite=True,
     )
 
 
@@ -431,7 +467,7 @@ def write_shard(workspace: Workspace, name: str, shard: Shard, values: npt.NDArr
                 array[(..., *shard.window)] = values
             except (ValueError, RuntimeError):
                 # Zarr looks into the old object first: a damaged one must not prevent its repair.
-                workspace.delete(_shard_key(name, shard))
+                workspace.delete(shard_key(name, shard.row, shard.col))
                 array[(..., *shard.window)] = values
     except (OSError, obstore.exceptions.BaseError) as error:
         raise _store_error(workspace, name, error) from error
@@ -443,13 +479,14 @@ def write_shard(workspace: Workspace, name: str, shard: Shard, values: npt.NDArr
 
 def shard_checksum(workspace: Workspace, name: str, shard: Shard) -> str | None:
     """SHA-256 of the stored object of one shard, or None where it is missing."""
-    data = workspace.get(_shard_key(name, shard))
+    data = workspace.get(shard_key(name, shard.row, shard.col))
     return None if data is None else hashlib.sha256(data).hexdigest()
 
 
-def _shard_key(name: str, shard: Shard) -> str:
+def shard_key(name: str, row: int, col: int) -> str:
+    """Name of the stored object of one shard of an array."""
     layer = LAYERS[name.rsplit("/", 1)[-1]]
-    return f"{name}/c/{'0/' if layer.bands else ''}{shard.row}/{shard.col}"
+    return f"{name}/c/{'0/' if layer.bands else ''}{row}/{col}"
 
 
 def read_shard(workspace: Workspace, name: str, shard: Shard, *, halo: int = 0) -> npt.NDArray[Any]:

@@ -110,6 +110,30 @@ def status(settings: SettingsFile = _REGION_FILE) -> None:
 
 
 @app.command()
+def verify(
+    settings: SettingsFile = _REGION_FILE,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
+) -> None:
+    """Read every stored object back and tell what is damaged, missing or unknown, and where."""
+    from inventory_engine.display import RichShow
+    from inventory_engine.verify import finding_table, verdict_line
+    from inventory_engine.verify import verify as read_back
+
+    console = Console(stderr=as_json)
+    with RichShow(console) as show:
+        verdict = read_back(load_settings(settings), progress=show.counter())
+    if as_json:
+        typer.echo(json.dumps(verdict.to_dict(), indent=1))
+    elif verdict.findings:
+        console.print(finding_table(verdict))
+    if verdict.running:
+        console.print(f"a run is going on: {verdict.running}; look again when it has ended")
+    console.print(verdict_line(verdict), highlight=False)
+    if verdict.findings:
+        raise typer.Exit(WITH_FAILURES)
+
+
+@app.command()
 def change(
     settings: SettingsFile = _REGION_FILE,
     first: Annotated[str, typer.Option("--from", help="Label of the earlier season.")] = "",

@@ -215,9 +215,10 @@ def _run_stage(
     if not units:
         return
     advance = show.stage(stage.title, total=len(units), skipped=len(units) - len(waiting))
+    stage.prepare(context)
+    # ^ also where nothing waits: it mends damaged metadata, and leaves what is sound untouched
     if not waiting:
         return
-    stage.prepare(context)
     jobs = [unit.job() for unit in waiting.values()]
     with closing(_executor(stage, context.region.settings)) as executor:
         for answer in executor.run(stage.make_task(context), jobs):

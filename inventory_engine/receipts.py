@@ -15,13 +15,22 @@ from typing import Any, Literal
 
 import shapely
 
-from catalog.cube import Outcome, Workspace, shard_checksum
+from catalog.cube import LAYERS, Outcome, Workspace, shard_key
 from catalog.errors import SetAside
 from catalog.grid import LonLatBox, RegionGrid
 from inventory_engine import __version__
 from inventory_engine.logs import redact
 
-__all__ = ["STAGE_VERSIONS", "Failure", "Ledger", "Receipt", "State", "fingerprint", "unit_key"]
+__all__ = [
+    "STAGE_VERSIONS",
+    "Failure",
+    "Ledger",
+    "Receipt",
+    "State",
+    "fingerprint",
+    "stored_name",
+    "unit_key",
+]
 
 STAGE_VERSIONS = {
     "terrain": 1,
@@ -289,14 +298,16 @@ class Ledger:
 
     def checksum(self, name: str) -> str | None:
         """SHA-256 of an output, ``<array>/<shard id>`` or a file name; None where it is missing."""
-        match = _SHARD.fullmatch(name)
-        if match and ".zarr/" in name:
-            row, col = int(match["row"]), int(match["col"])
-            if row >= self.grid.rows or col >= self.grid.cols:
-                return None
-            return shard_checksum(self.workspace, match["array"], self.grid.shard(row, col))
-        data = self.workspace.get(name)
+        data = self.workspace.get(stored_name(name))
         return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def stored_name(output: str) -> str:
+    """Name of the stored object of an output: of ``<array>/<shard id>`` that of the shard."""
+    match = _SHARD.fullmatch(output)
+    if match is None or match["array"].rsplit("/", 1)[-1] not in LAYERS:
+        return output
+    return shard_key(match["array"], int(match["row"]), int(match["col"]))
 
 
 def _parse(data: bytes) -> Receipt | None:
