@@ -6,6 +6,7 @@ one whole shard, and small files are replaced atomically.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from catalog.errors import SetAside, StoreError, UsageError
+from catalog.georeference import georeference, write_coordinates
 from catalog.grid import RegionGrid, Shard
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "DATE_MISSING",
     "ICE_CLASSES",
     "LAYERS",
+    "LAYOUT",
     "MIN_MEMBERS",
     "NOT_SEEN",
     "OPTICAL_BANDS",
@@ -50,10 +53,13 @@ __all__ = [
     "read_window",
     "shard_checksum",
     "shard_key",
+    "store_error",
     "terrain_name",
     "write_shard",
 ]
 
+LAYOUT = 1
+"""Layout of arrays and files; raised where an engine of the former one would misread them."""
 OPTICAL_BANDS = ("blue", "green", "red", "nir", "swir1", "swir2")
 OPTICAL_SCALE, OPTICAL_OFFSET = 1e-4, -0.1
 # ^ reflectance = stored * scale + offset, so stored = reflectance * 10000 + 1000; 0 = no data
@@ -214,13 +220,17 @@ class Workspace:
             path = self.local / name
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
+            try:
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(path)
+            except OSError:
+                draft.unlink(missing_ok=True)
+                raise
         except (OSError, obstore.exceptions.BaseError) as error:
-            raise _store_error(self, name, error) from error
+            raise store_error(self, name, error) from error
 
     def get(self, name: str) -> bytes | None:
         """Content of a file, or None where there is none."""
@@ -231,7 +241,7 @@ class Workspace:
         except FileNotFoundError:
             return None
         except (OSError, obstore.exceptions.BaseError) as error:
-            raise _store_error(self, name, error) from error
+            raise store_error(self, name, error) from error
 
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens where there is none."""
@@ -243,7 +253,7 @@ class Workspace:
         except FileNotFoundError:
             return
         except (OSError, obstore.exceptions.BaseError) as error:
-            raise _store_error(self, name, error) from error
+            raise store_error(self, name, error) from error
 
     def names(self, prefix: str) -> list[str]:
         """Names of all files under a folder, sorted; drafts of interrupted writes are left out."""
@@ -282,7 +292,7 @@ class Workspace:
         Raises
         ------
         StoreError
-            Where there is no such array.
+            Where there is no such array, or its metadata is damaged.
         """
         root, _, inner = name.partition("/")
         try:
@@ -293,15 +303,40 @@ class Workspace:
             raise StoreError(
                 f"there is no array {name} in {self!r}; run the stage that makes it first"
             ) from error
+        except (OSError, obstore.exceptions.BaseError) as error:
+            raise store_error(self, f"{name}/zarr.json", error) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{name}/zarr.json of {self!r} is damaged ({error}): run again, which mends it",
+                kind="metadata-damaged",
+            ) from error
 
     def has_array(self, name: str) -> bool:
         """Whether the array has been created."""
         return self.get(f"{name}/zarr.json") is not None
 
 
-def _store_error(workspace: Workspace, name: str, error: Exception) -> StoreError:
-    kind = "disk-full" if getattr(error, "errno", None) == 28 else "store"
-    return StoreError(f"cannot use {name} of {workspace!r}: {error}", kind=kind)
+_REMEDIES = {
+    "disk-full": "free some space, or name a workspace elsewhere, and run again",
+    "not-writable": "give this user the right to write there, or name a workspace elsewhere",
+    "store": "see whether the disk or the server is in order, and run again",
+}
+_KINDS = {
+    errno.ENOSPC: "disk-full",
+    errno.EDQUOT: "disk-full",
+    errno.EFBIG: "disk-full",
+    errno.EACCES: "not-writable",
+    errno.EPERM: "not-writable",
+    errno.EROFS: "not-writable",
+}
+
+
+def store_error(workspace: Workspace, name: str, error: Exception) -> StoreError:
+    """Say what cannot be written or read, where, and what to do about it."""
+    kind = _KINDS.get(getattr(error, "errno", None) or 0, "store")
+    where = workspace.local / name if workspace.local else f"{workspace.url.rstrip('/')}/{name}"
+    told = getattr(error, "strerror", None) or str(error)
+    return StoreError(f"cannot use {where}: {told}; {_REMEDIES[kind]}", kind=kind)
 
 
 def terrain_name(grid: RegionGrid) -> str:
@@ -346,12 +381,10 @@ def create_layer(
         merged[layer.dim] = list(layer.bands)
     if np.issubdtype(np.dtype(layer.dtype), np.integer):
         merged["_FillValue"] = layer.fill
-    merged["grid_mapping"] = "spatial_ref"
-    merged["_CRS"] = {"wkt": grid.wkt}
-    # ^ GDAL's own Zarr convention, so that QGIS finds the projection too
+    merged |= georeference(grid)
     files: dict[str, Buffer] = {}
     store = MemoryStore(files)
-    _create_coordinates(store, inner.rpartition("/")[0], grid)
+    write_coordinates(store, inner.rpartition("/")[0], grid)
     zarr.create_array(
         store,
         name=inner,
@@ -397,32 +430,6 @@ def _check_layout(workspace: Workspace, name: str, found: bytes | None, *, wante
             )
 
 
-def _create_coordinates(store: MemoryStore, folder: str, grid: RegionGrid) -> None:
-    """Write the CF coordinates of one group: ``x``, ``y`` (pixel centres) and ``spatial_ref``."""
-    group = zarr.open_group(store, path=folder, mode="a")
-    for axis, name in enumerate(("y", "x")):
-        step, start = (
-            (-grid.resolution_m, grid.top) if name == "y" else (grid.resolution_m, grid.left)
-        )
-        centres = start + step * (np.arange(grid.shape[axis]) + 0.5)
-        group.create_array(
-            name,
-            data=centres,
-            chunks=centres.shape,
-            compressors=[Crc32cCodec()],
-            # ^ not compressed: equal bytes whatever the version of a compressor
-            dimension_names=(name,),
-            attributes={"standard_name": f"projection_{name}_coordinate", "units": "m"},
-        )
-    transform = " ".join(repr(float(v)) for v in grid.transform.to_gdal())
-    group.create_array(
-        "spatial_ref",
-        shape=(),
-        dtype="int32",
-        attributes=grid.crs.to_cf() | {"spatial_ref": grid.wkt, "GeoTransform": transform},
-    )
-
-
 def write_shard(workspace: Workspace, name: str, shard: Shard, values: npt.NDArray[Any]) -> str:
     """Write one whole shard of an array and return the checksum of what was stored.
 
@@ -454,10 +461,15 @@ def write_shard(workspace: Workspace, name: str, shard: Shard, values: npt.NDArr
             f"{name} takes shards of {(*lead, n, n)} {array.dtype}, "
             f"found {values.shape} {values.dtype}"
         )
-    if array.shards != (*lead, n, n) or array.shape[-2:] != shard.grid.shape:
+    chunks = (*lead, shard.grid.chunk_px, shard.grid.chunk_px)
+    place = georeference(shard.grid)
+    if (array.shards, array.chunks) != ((*lead, n, n), chunks) or any(
+        array.attrs.get(key) != value for key, value in place.items()
+    ):
         raise StoreError(
-            f"{name} is laid out as {array.shape} in shards of {array.shards}, not like the "
-            f"grid of {shard.id}: it was written with other settings, use a new workspace",
+            f"{name} is laid out as {array.shape} in shards of {array.shards}, at "
+            f"{array.attrs.get('spatial:transform')}, not like the grid of {shard.id}: it was "
+            "written with other settings, use a new workspace",
             kind="layout",
         )
     try:
@@ -470,7 +482,7 @@ def write_shard(workspace: Workspace, name: str, shard: Shard, values: npt.NDArr
                 workspace.delete(shard_key(name, shard.row, shard.col))
                 array[(..., *shard.window)] = values
     except (OSError, obstore.exceptions.BaseError) as error:
-        raise _store_error(workspace, name, error) from error
+        raise store_error(workspace, name, error) from error
     checksum = shard_checksum(workspace, name, shard)
     if checksum is None:
         raise StoreError(f"shard {shard.id} of {name} vanished after it was written")
@@ -523,6 +535,8 @@ def read_window(
     if r1 > r0 and c1 > c0:
         try:
             part = np.asarray(array[..., r0:r1, c0:c1])
+        except OSError as error:
+            raise StoreError(f"{array.name} cannot be read: {error}") from error
         except (ValueError, RuntimeError) as error:
             raise StoreError(
                 f"a chunk of {array.name} in rows {r0}-{r1}, columns {c0}-{c1} is damaged: {error}",

@@ -23,7 +23,7 @@ from typing import Any
 import obstore
 from obstore.exceptions import AlreadyExistsError, NotFoundError, PreconditionError
 
-from catalog.cube import Workspace
+from catalog.cube import Workspace, store_error
 from catalog.errors import EngineError, StoreError
 
 __all__ = ["BusyError", "Holder", "Lease", "hold", "holder_of"]
@@ -126,16 +126,17 @@ def _flock(workspace: Workspace) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StoreError(
-            f"cannot write in the workspace {path.parent}: {error.strerror}"
-        ) from error
+        raise store_error(workspace, _NAME, error) from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _busy(workspace, _parse(os.pread(fd, 4096, 0))) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(asdict(Holder.me())).encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(asdict(Holder.me())).encode(), 0)
+        except OSError as error:
+            raise store_error(workspace, _NAME, error) from error
         try:
             yield
         finally:

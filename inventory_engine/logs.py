@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from catalog.assets import public_href
-from catalog.cube import Workspace
+from catalog.cube import Workspace, store_error
 from inventory_engine.settings import environment_secrets
 
 __all__ = ["MemoryWatch", "RunLog", "quiet", "redact"]
@@ -139,9 +139,12 @@ class RunLog:
     def _append(self, text: str) -> None:
         if self._workspace.local is not None:
             path = self._workspace.path(self.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise store_error(self._workspace, self.name, error) from error
             return
         self._lines.append(text)
         if time.monotonic() - self._put_at > _FLUSH_S:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from catalog.errors import SourceError, UsageError
+from catalog.errors import SourceError, StoreError, UsageError
 from inventory_engine.executors import DaskExecutor, Executor, RayExecutor, SerialExecutor
 from inventory_engine.lock import hold
 from inventory_engine.logs import MemoryWatch, RunLog
@@ -184,7 +184,8 @@ def _session(context: Context) -> Iterator[tuple[RunLog, Callable[[], None]]]:
         try:
             yield log, check
         except BaseException as error:
-            log.event("stopped", error=type(error).__name__, reason=str(error))
+            with suppress(StoreError):  # the log may be what cannot be written
+                log.event("stopped", error=type(error).__name__, reason=str(error))
             raise
         finally:
             log.close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import shapely
 
 from catalog.assets import AssetPolicy
-from catalog.cube import Workspace
+from catalog.cube import LAYOUT, Workspace
 from catalog.errors import SetAside, UsageError
 from catalog.glaciers import ReferenceInventory, read_reference
 from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes, region_grid
@@ -41,6 +41,8 @@ __all__ = [
     "claim_workspace",
     "open_region",
     "search_scenes",
+    "stored_grid",
+    "stored_identity",
     "terrain_season",
     "versions",
 ]
@@ -184,7 +186,11 @@ def claim_workspace(region: Region) -> None:
         As :func:`check_workspace`.
     """
     if not check_workspace(region):
-        wanted = _identity(region) | {"engine": __version__, "crs": region.grid.wkt}
+        wanted = _identity(region) | {
+            "engine": __version__,
+            "layout": LAYOUT,
+            "crs": region.grid.wkt,
+        }
         region.workspace.put(_FILE, json.dumps(wanted, indent=1).encode() + b"\n")
 
 
@@ -194,17 +200,14 @@ def check_workspace(region: Region) -> bool:
     Raises
     ------
     UsageError
-        ``workspace-mismatch`` where the workspace was made with other settings.
+        ``workspace-mismatch`` where the workspace was made with other settings,
+        ``workspace-layout`` where by an engine of another layout, ``workspace-damaged`` where its
+        ``region.json`` cannot be read.
     """
-    wanted = _identity(region)
-    data = region.workspace.get(_FILE)
-    if data is None:
+    found = stored_identity(region.workspace)
+    if found is None:
         return False
-    try:
-        found = json.loads(data)
-    except ValueError:
-        found = {}
-    differing = sorted([*_differences(found, wanted), *_season_differences(region)])
+    differing = sorted([*_differences(found, _identity(region)), *_season_differences(region)])
     if differing:
         raise UsageError(
             f"the workspace {region.workspace.url} was made with other settings: "
@@ -221,16 +224,46 @@ def stored_grid(settings: Settings) -> tuple[Workspace, RegionGrid]:
     Raises
     ------
     UsageError
-        Where nothing was run in it yet.
+        Where nothing was run in it yet, and as :func:`stored_identity`.
     """
     workspace = Workspace(settings.workspace)
+    identity = stored_identity(workspace)
+    if identity is None:
+        raise UsageError(f"nothing was run in {workspace.url} yet: `inventory-engine run` first")
+    return workspace, RegionGrid.from_dict(identity["grid"])
+
+
+def stored_identity(workspace: Workspace) -> dict[str, Any] | None:
+    """Read ``region.json``: what a workspace was made for, and by which engine; None if new.
+
+    Raises
+    ------
+    UsageError
+        ``workspace-layout`` where an engine of another layout made it, ``workspace-damaged`` where
+        it cannot be read.
+    """
     data = workspace.get(_FILE)
+    if data is None:
+        return None
     try:
-        return workspace, RegionGrid.from_dict(json.loads(data or b"{}")["grid"])
-    except (ValueError, KeyError, TypeError):
+        found: dict[str, Any] = json.loads(data)
+        layout, engine = found.get("layout"), found.get("engine")
+        if layout == LAYOUT:
+            RegionGrid.from_dict(found["grid"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            f"nothing was run in {workspace.url} yet: `inventory-engine run` first"
+            f"{_FILE} of {workspace.url} cannot be read; delete that file, and "
+            "`inventory-engine run` writes it again from your settings",
+            kind="workspace-damaged",
         ) from None
+    if layout != LAYOUT:
+        raise UsageError(
+            f"the workspace {workspace.url} was written by inventory-engine {engine} in layout "
+            f"{layout}; this is {__version__} with layout {LAYOUT}: use that version, or name a "
+            "new workspace",
+            kind="workspace-layout",
+        )
+    return found
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:

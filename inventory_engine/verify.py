@@ -25,7 +25,7 @@ from catalog.grid import RegionGrid
 from catalog.shards import damaged_chunks
 from catalog.terrain import create_terrain
 from inventory_engine.lock import holder_of
-from inventory_engine.plan import stored_grid
+from inventory_engine.plan import stored_grid, stored_identity
 from inventory_engine.receipts import Ledger, Receipt, stored_name
 from inventory_engine.settings import Settings
 
@@ -193,7 +193,7 @@ def _expected_metadata(
     """
     from model_serving.inference import create_map
 
-    identity = json.loads(workspace.get("region.json") or b"{}")
+    identity = stored_identity(workspace) or {}
     with tempfile.TemporaryDirectory(prefix="gie-verify-") as folder:
         fresh = Workspace(folder)
         if "terrain" in seasons:

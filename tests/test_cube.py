@@ -293,7 +293,7 @@ def test_a_killed_writer_leaves_all_of_the_old_or_all_of_the_new(tmp_path: Path)
 
 def test_a_workspace_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match="cannot use file/x"):
+    with pytest.raises(StoreError, match="file/x: File exists"):
         Workspace(tmp_path).put("file/x", b"1")
     with pytest.raises(UsageError, match="cannot open the workspace"):
         Workspace("nonsense://bucket")
