@@ -24,6 +24,7 @@ import numpy.typing as npt
 import urllib3
 
 from catalog.errors import DataError, SourceError, UsageError
+from catalog.s3 import Bucket, bucket_entry, has_access, s3_env, split_url
 from catalog.sensors import BandSource
 from catalog.signing import Token, token_source
 
@@ -55,6 +56,8 @@ _MAX_BLOCK_BYTES = 256 * 2**20
 # ^ a header can claim anything: GDAL allocates one block before it notices a lie
 _CONNECT_S, _READ_S = 5.0, 60.0
 _TRIES = 5
+_HTTP, _S3 = "/vsicurl/", "/vsis3/"
+# ^ how GDAL names files behind a URL, and objects of a bucket
 _GARBLED = "source-garbled"
 # ^ the server answers, but not with a raster; after five times it is the content
 
@@ -74,14 +77,15 @@ def gdal_env() -> dict[str, str | int]:
         # ^ for single bad answers; it does not cure a body that was cut half-way, so we try again
         #   around it, see `retrying`
         "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
-        "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",
+        "CPL_VSIL_CURL_NON_CACHED": f"{_HTTP}:{_S3}",
         # ^ a failed answer must not be remembered by the next try
+        **s3_env(),
     }
 
 
 def public_href(href: str) -> str:
     """Href as it may appear in logs and messages: no query string, no credentials."""
-    text = re.sub(r"^/vsicurl/", "", str(href))
+    text = re.sub(r"^/vsicurl/", "", re.sub(r"^/vsis3/", "s3://", str(href)))
     text = re.split(r"[?#]", text, maxsplit=1)[0]
     return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", text)
 
@@ -91,8 +95,9 @@ class AssetPolicy:
     """Which rasters may be opened."""
 
     allowed: tuple[str, ...]
-    """Host names (``example.org``, ``*.example.org``, ``127.0.0.1:8080``) and local folders
-    (``/data``, ``./data``, ``~/data``)."""
+    """Host names (``example.org``, ``*.example.org``, ``127.0.0.1:8080``), buckets
+    (``s3://bucket``: read with the environment's credentials) and local folders (``/data``,
+    ``./data``, ``~/data``)."""
     token_url: str = ""
     """Where tokens are given for links that must be signed; empty: links are opened as they are."""
     signed_hosts: tuple[str, ...] = ("*.blob.core.windows.net",)
@@ -100,10 +105,11 @@ class AssetPolicy:
 
     def __post_init__(self) -> None:
         for entry in self.allowed:
-            if not _is_folder(entry) and not re.fullmatch(r"(\*\.)?[A-Za-z0-9.-]+(:\d+)?", entry):
+            host = re.fullmatch(r"(\*\.)?[A-Za-z0-9.-]+(:\d+)?", entry)
+            if not (host or _is_folder(entry) or bucket_entry(entry)):
                 raise UsageError(
                     f"{entry!r} is neither a host name nor a folder (a folder starts with '/', "
-                    "'.' or '~')"
+                    "'.' or '~') nor a bucket (s3://name)"
                 )
         parts = urlsplit(self.token_url)
         safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
@@ -143,8 +149,7 @@ class AssetPolicy:
         if "://" in href and not re.fullmatch(r"[!-~]+", href):
             raise _refused(href, "a URL has no spaces and only ASCII characters")
         if href.startswith("s3://"):
-            bucket, _, key = href[5:].partition("/")
-            href = f"https://{bucket}.s3.amazonaws.com/{key}"
+            return self._check_object(href)
         if "://" in href:
             return self._check_url(href)
         return self._check_path(href)
@@ -163,12 +168,25 @@ class AssetPolicy:
         host, port = (parts.hostname or "").lower(), parts.port or 443
         if any(_host_matches(entry, host, port) for entry in self.allowed if "*" not in entry):
             return
+        if any(
+            bucket_entry(e) and host == f"{split_url(e)[0]}.s3.amazonaws.com" for e in self.allowed
+        ):
+            return
         try:
             found = {str(info[4][0]) for info in socket.getaddrinfo(host, port)}
         except OSError as error:
             raise SourceError(f"host {host!r} cannot be resolved: {error}") from None
         if not all(ipaddress.ip_address(address).is_global for address in found):
             raise _refused(url, "its host has a private address")
+
+    def _check_object(self, href: str) -> str:
+        bucket, key = split_url(href)
+        public = f"https://{bucket}.s3.amazonaws.com/{key}"
+        if not any(bucket_entry(e) and split_url(e)[0] == bucket for e in self.allowed):
+            return self._check_url(public)
+        if not key or re.search(r"[?#]", key) or ".." in unquote(key).split("/"):
+            raise _refused(href, "it names no object of its bucket")
+        return f"{_S3}{bucket}/{key}" if has_access() else f"{_HTTP}{public}"
 
     def _check_url(self, href: str) -> str:
         try:
@@ -186,7 +204,7 @@ class AssetPolicy:
         default = 443 if parts.scheme == "https" else 80
         if not any(_host_matches(entry, host, port or default) for entry in self.allowed):
             raise _refused(href, f"host {parts.netloc!r} is not among the allowed ones")
-        return f"/vsicurl/{href}"
+        return f"{_HTTP}{href}"
 
     def _check_path(self, href: str) -> str:
         path = Path(href)
@@ -206,8 +224,12 @@ def _is_folder(entry: str) -> bool:
     return entry.startswith(("/", "~", "."))
 
 
+def _is_remote(path: str) -> bool:
+    return path.startswith((_HTTP, _S3))
+
+
 def _host_matches(entry: str, host: str, port: int) -> bool:
-    if _is_folder(entry):
+    if _is_folder(entry) or bucket_entry(entry):
         return False
     name, _, wanted_port = entry.lower().partition(":")
     if port != (int(wanted_port) if wanted_port else 443):
@@ -279,6 +301,7 @@ class OpenAssets:
         self._open: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._tokens: dict[str, Token] = {}
+        self._buckets: dict[str, Bucket] = {}
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S), retries=False
         )
@@ -338,7 +361,7 @@ class OpenAssets:
         return used is None or used is self._token(path)
 
     def _token(self, path: str, *, refused: Token | None = None) -> Token:
-        url = path.removeprefix("/vsicurl/")
+        url = path.removeprefix(_HTTP)
         return token_source(self._policy.token_url).token(url, refused=refused)
 
     def read(self, band: BandSource, window: Window) -> npt.NDArray[Any]:
@@ -374,8 +397,13 @@ class OpenAssets:
 
     def _open_checked(self, path: str, band: BandSource) -> Any:
         opened = path
-        if path.startswith("/vsicurl/"):
-            opened = f"/vsicurl/{self._probe(path)}"
+        if path.startswith(_HTTP):
+            opened = f"{_HTTP}{self._probe(path)}"
+        elif path.startswith(_S3):
+            bucket, key = split_url(path)
+            if bucket not in self._buckets:
+                self._buckets[bucket] = Bucket(bucket, connect_s=_CONNECT_S, read_s=_READ_S)
+            self._sizes[path] = self._buckets[bucket].size(key)
         elif not Path(path).is_file():
             raise DataError(f"{path} does not exist", kind="asset-missing")
         try:
@@ -397,7 +425,7 @@ class OpenAssets:
 
         Returns the URL that answered, signed where it must be.
         """
-        url = path.removeprefix("/vsicurl/")
+        url = path.removeprefix(_HTTP)
         self._policy.check_address(url)
         if not self._policy.signs(url):
             self._check_status(path, *self._first_byte(url))
@@ -441,7 +469,7 @@ class OpenAssets:
         text = f"{public_href(path)} is not a readable GeoTIFF: {_fault_text(error)}"
         garbage = "not recognized as" in str(error) and path not in self._tokens
         # ^ GDAL may take the refusal of a token for the file
-        if garbage or not path.startswith("/vsicurl/"):
+        if garbage or not _is_remote(path):
             return DataError(text, kind="not-a-geotiff")
         return SourceError(text, kind=None if "HTTP" in str(error) else _GARBLED)
 
@@ -450,7 +478,7 @@ class OpenAssets:
     ) -> DataError | SourceError:
         text = f"pixels of {public_href(path)} cannot be read: {_fault_text(error)}"
         size = self._sizes.get(path)
-        if not path.startswith("/vsicurl/") or (
+        if not _is_remote(path) or (
             size is not None and _last_byte(self._open[path], window) > size
         ):
             return DataError(text, kind="raster-truncated")

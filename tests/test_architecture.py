@@ -38,7 +38,12 @@ FORBIDDEN = {
     "os.system": set(),
     "yaml.load": set(),
 }
-READS_ENVIRONMENT = {"inventory_engine.settings", "catalog.assets", "catalog.signing"}
+READS_ENVIRONMENT = {
+    "inventory_engine.settings",
+    "catalog.assets",
+    "catalog.s3",
+    "catalog.signing",
+}
 
 
 def module_name(path: Path) -> str:
