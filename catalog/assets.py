@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import urllib3
 
+from catalog.checksums import check_file
 from catalog.errors import DataError, SourceError, UsageError
 from catalog.s3 import Bucket, bucket_entry, has_access, s3_env, split_url
 from catalog.sensors import BandSource
@@ -52,7 +53,7 @@ T = TypeVar("T")
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MAX_PIXELS = 2_000_000_000
-_MAX_BLOCK_BYTES = 256 * 2**20
+_MAX_BLOCK_BYTES = 128 * 2**20
 # ^ a header can claim anything: GDAL allocates one block before it notices a lie
 _CONNECT_S, _READ_S = 5.0, 60.0
 _TRIES = 5
@@ -79,6 +80,9 @@ def gdal_env() -> dict[str, str | int]:
         "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
         "CPL_VSIL_CURL_NON_CACHED": f"{_HTTP}:{_S3}",
         # ^ a failed answer must not be remembered by the next try
+        "CPL_DEBUG": "OFF",
+        "CPL_CURL_VERBOSE": "NO",
+        # ^ at its loudest GDAL writes signed links and headers past every filter
         **s3_env(),
     }
 
@@ -335,8 +339,8 @@ class OpenAssets:
         Raises
         ------
         DataError
-            ``href-refused``, ``asset-missing``, ``asset-forbidden``, ``not-a-geotiff``,
-            ``raster-too-large`` or ``geo-mismatch``.
+            ``href-refused``, ``asset-missing``, ``asset-forbidden``, ``checksum-mismatch`` (local
+            files only), ``not-a-geotiff``, ``raster-too-large`` or ``geo-mismatch``.
         SourceError
             Where the source cannot be reached in five tries.
         """
@@ -406,6 +410,9 @@ class OpenAssets:
             self._sizes[path] = self._buckets[bucket].size(key)
         elif not Path(path).is_file():
             raise DataError(f"{path} does not exist", kind="asset-missing")
+        elif band.checksum is not None:
+            check_file(Path(path), band.checksum)
+            # ^ of a remote file only ranges are read, and its checksum is of the whole
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -502,11 +509,11 @@ def _last_byte(dataset: Any, window: Window) -> int:
 
 
 def _fault_text(error: BaseException) -> str:
-    """Messages of an error and its causes, without any query string."""
+    """Messages of an error and its causes, without any query string or fragment."""
     texts: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(texts) < 4:
-        texts.append(re.sub(r"\?[^\s'\"]*", "", str(cause)))
+        texts.append(re.sub(r"[?#][^\s'\"]*", "", str(cause)))
         cause = cause.__cause__ or cause.__context__
     return "; ".join(dict.fromkeys(texts))[:400]
 

@@ -51,7 +51,8 @@ class BandSource:
     shape: tuple[int, int] | None = None
     """Pixels ``(y, x)`` that the item promises, or None."""
     checksum: str | None = None
-    """``file:checksum`` of the asset, where the catalogue gives one."""
+    """``file:checksum`` of the asset, where the catalogue gives one. A local file is held against
+    it; of a remote one only ranges are read, so there it only tells one version from the next."""
     rule: MaskRule | None = None
     """How a mask of the kinds ``values`` and ``bits`` is read."""
     shift_m: tuple[float, float] = (0.0, 0.0)

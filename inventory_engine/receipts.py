@@ -49,6 +49,7 @@ State = Literal["new", "skip", "recompute", "retry"]
 _CURABLE = {
     "asset-forbidden",
     "asset-missing",
+    "checksum-mismatch",
     "geo-mismatch",
     "href-refused",
     "not-a-geotiff",
