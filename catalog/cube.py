@@ -33,6 +33,7 @@ __all__ = [
     "CLASSES",
     "DATE_MISSING",
     "ICE_CLASSES",
+    "ILLUMINATION_SCALE",
     "LAYERS",
     "LAYOUT",
     "MIN_MEMBERS",
@@ -66,7 +67,18 @@ OPTICAL_SCALE, OPTICAL_OFFSET = 1e-4, -0.1
 SAR_BANDS = ("vv", "vh")
 SAR_SCALE_DB, SAR_OFFSET_DB = 1e-3, -50.0
 # ^ gamma0 in dB = stored * scale + offset; 0 = no data
-TERRAIN_BANDS = ("elevation", "slope", "relative_elevation", "curvature")
+TERRAIN_BANDS = (
+    "elevation",
+    "slope",
+    "relative_elevation",
+    "curvature",
+    "aspect_sin",
+    "aspect_cos",
+    "plan_curvature",
+    "profile_curvature",
+)
+ILLUMINATION_SCALE = 1 / 250
+# ^ cosine of the angle of incidence = stored * scale; 0 = in shadow, 255 = unknown
 CLASSES = ("background", "clean ice", "debris-covered ice", "water")
 MIN_MEMBERS = 3
 # ^ fewer members that vote give no standard deviation
@@ -129,7 +141,20 @@ LAYERS: dict[str, Layer] = {
         "float32",
         float("nan"),
         TERRAIN_BANDS,
-        attributes={"long_name": "elevation (m), slope (deg), relative elevation (m), curvature"},
+        attributes={
+            "long_name": "elevation (m), slope (deg), relative elevation (m), curvature (1/100 m), "
+            "sine and cosine of the downslope direction from true north, "
+            "plan and profile curvature (1/100 m)"
+        },
+    ),
+    "illumination": Layer(
+        "uint8",
+        255,
+        attributes={
+            "long_name": "cosine of the sun's angle of incidence at the look taken; 0 = in shadow",
+            "units": "1",
+            "scale_factor": ILLUMINATION_SCALE,
+        },
     ),
     "dhdt": Layer(
         "float32",

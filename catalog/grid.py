@@ -22,13 +22,19 @@ from pyproj import CRS, Transformer
 
 from catalog.errors import UsageError
 
-__all__ = ["LonLatBox", "RegionGrid", "Shard", "lonlat_boxes", "region_grid"]
+__all__ = ["LonLatBox", "RegionGrid", "Shard", "convergence", "lonlat_boxes", "region_grid"]
 
 LonLatBox = tuple[float, float, float, float]
 """West, south, east, north in degrees with west <= east; never crosses the antimeridian."""
 
 _CENTRE_STEP_DEG = 0.5
 # ^ the projection centre is rounded to this, so that small edits of the inventory keep the grid
+_CONVERGENCE_STEP_PX = 64
+_CONVERGENCE_DENSE_STEPS = 50
+# ^ at a distance d from a pole the second derivatives of the convergence are below 1/d^2, so over
+#   cells of edge h <= d / 50 bilinear interpolation errs by h^2 / (4 d^2) = 1e-4 rad at most
+_NORTHWARD_DEG = 1e-5
+# ^ about a metre either way: the difference of two points in double precision keeps nine digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,14 @@ class RegionGrid:
         """Transform of a window whose upper-left pixel is ``(row0, col0)`` of the grid."""
         return self.transform @ Affine.translation(col0, row0)
 
+    def lonlat(
+        self, rows: npt.ArrayLike, cols: npt.ArrayLike
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Longitude and latitude of pixel centres, degrees; rows and columns may be any numbers."""
+        rows, cols = np.broadcast_arrays(rows, cols)
+        lon, lat = _to_lonlat(self.proj4).transform(*(self.transform @ (cols + 0.5, rows + 0.5)))
+        return lon, lat
+
     def shard(self, row: int, col: int) -> Shard:
         """Shard in the given row and column, counted from the north-west.
 
@@ -214,6 +228,79 @@ class Shard:
 @lru_cache(maxsize=64)
 def _to_lonlat(proj4: str) -> Transformer:
     return Transformer.from_crs(proj4, 4326, always_xy=True)
+
+
+@lru_cache(maxsize=64)
+def _from_lonlat(proj4: str) -> Transformer:
+    return Transformer.from_crs(4326, proj4, always_xy=True)
+
+
+def convergence(grid: RegionGrid, rows: slice, cols: slice) -> npt.NDArray[np.float64]:
+    """Angle from true north to grid north at pixel centres, clockwise.
+
+    An azimuth from grid north plus the convergence is one from true north. That is exact along the
+    meridian; the projection is equal-area and not conformal, so other directions may be off by up
+    to its angular distortion, ``2 asin(tan2(c / 2) / (2 + tan2(c / 2)))`` at the angle ``c`` from
+    the centre: 0.03 degrees at 250 km, 0.11 at 500 km and 0.44 at 1100 km.
+
+    Parameters
+    ----------
+    grid
+        The region's grid.
+    rows, cols
+        Window in pixels of the grid, as of :attr:`Shard.window`; it may overhang the grid.
+
+    Returns
+    -------
+    ``(y, x)`` degrees in -180..180
+        Interpolated between points 64 pixels apart whose place does not depend on the window, with
+        an error below 0.01 degrees; within 50 such steps of a pole, evaluated at every pixel. At a
+        pole itself every direction is north or south, and any angle may come back.
+    """
+    step = _CONVERGENCE_STEP_PX
+    (row, v), (col, u) = (np.divmod(np.arange(s.start, s.stop), step) for s in (rows, cols))
+    node_rows = np.arange(row[0], row[-1] + 2)
+    node_cols = np.arange(col[0], col[-1] + 2)
+    north = _true_north(grid, node_rows[:, None] * step, node_cols * step)
+    row, col, v, u = row - row[0], col - col[0], v[:, None] / step, u / step
+    between = []
+    for part in north:  # not the angle, which jumps at 180 degrees
+        line = part[row] + v * (part[row + 1] - part[row])
+        between.append(line[:, col] + u * (line[:, col + 1] - line[:, col]))
+    angle: npt.NDArray[np.float64] = np.degrees(np.arctan2(-between[0], between[1]))
+    near = _near_a_pole(grid, node_rows[:-1, None], node_cols[:-1])[row][:, col]
+    if near.any():
+        y, x = np.nonzero(near)
+        east, ahead = _true_north(grid, y + rows.start, x + cols.start)
+        angle[near] = np.degrees(np.arctan2(-east, ahead))
+    return angle
+
+
+def _true_north(
+    grid: RegionGrid, rows: npt.NDArray[np.int_], cols: npt.NDArray[np.int_]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Unit vector (x, y) of true north in grid coordinates at pixel centres."""
+    lon, lat = grid.lonlat(rows, cols)
+    to_grid = _from_lonlat(grid.proj4)
+    x0, y0 = to_grid.transform(lon, np.maximum(lat - _NORTHWARD_DEG, -90.0))
+    x1, y1 = to_grid.transform(lon, np.minimum(lat + _NORTHWARD_DEG, 90.0))
+    length = np.hypot(x1 - x0, y1 - y0)
+    return (x1 - x0) / length, (y1 - y0) / length
+
+
+def _near_a_pole(
+    grid: RegionGrid, rows: npt.NDArray[np.int_], cols: npt.NDArray[np.int_]
+) -> npt.NDArray[np.bool_]:
+    """Cells of the lattice over which the convergence turns too fast to be interpolated."""
+    step = _CONVERGENCE_STEP_PX
+    near = np.zeros(np.broadcast_shapes(rows.shape, cols.shape), bool)
+    for pole in (90.0, -90.0):
+        x, y = _from_lonlat(grid.proj4).transform(0.0, pole)
+        if math.isfinite(x) and math.isfinite(y):  # else opposite the centre
+            col, row = ~grid.transform @ (x, y)
+            away = np.hypot(rows + 0.5 - row / step, cols + 0.5 - col / step)
+            near |= away <= _CONVERGENCE_DENSE_STEPS + 1
+    return near
 
 
 def lonlat_boxes(

@@ -47,6 +47,7 @@ def make_scene(
     """Scene of an item whose bands are known; the other fields are read here."""
     properties = item["properties"]
     when = _datetime(item, required=kind != "dem")
+    period = _period(item) if kind == "dem" else ""
     matters = {
         "id": item["id"],
         "collection": item["collection"],
@@ -62,6 +63,8 @@ def make_scene(
             ]
         ],
     }
+    if period:
+        matters["period"] = period
     if dtype != "uint16":
         matters["dtype"] = dtype
     text = json.dumps(matters, sort_keys=True, separators=(",", ":"))
@@ -83,10 +86,19 @@ def make_scene(
         baseline=baseline,
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         granule=_granule(properties),
+        period=period,
         orbit=_orbit(properties),
         dtype=dtype,
         thermal=thermal,
     )
+
+
+def _period(item: Mapping[str, Any]) -> str:
+    """Days of ``start_datetime`` and ``end_datetime``; empty where either is not given."""
+    stated = (item["properties"].get(f"{end}_datetime") for end in ("start", "end"))
+    moments = ({**item, "properties": {"datetime": value}} for value in stated)
+    days = [_datetime(moment, required=False)[:10] for moment in moments]
+    return "/".join(days) if all(days) else ""
 
 
 def _orbit(properties: Mapping[str, Any]) -> str:

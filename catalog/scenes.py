@@ -86,6 +86,8 @@ class Scene:
     """SHA-256 over the content that matters, not over hosts, signatures or folders."""
     granule: str = ""
     """Name shared by all processings of one acquisition of one tile; empty where unknown."""
+    period: str = ""
+    """First and last day of a DEM's acquisition, ``2011-01-05/2014-11-30``, if the item says."""
     orbit: str = ""
     """``ascending`` or ``descending``; empty where unknown."""
     dtype: str = "uint16"

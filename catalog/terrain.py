@@ -1,12 +1,14 @@
 """Terrain: what the elevation model says about each pixel.
 
-The one law: a hole in the elevation model stays a hole, in every band.
+The one law: a hole in the elevation model stays a hole, in every band. That goes for the sea too:
+where the product has no tile nothing tells open sea from a tile that was lost, so no sea level is
+made up, and every degree cell without a tile is reported by name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,10 @@ from catalog.cube import (
     write_shard,
 )
 from catalog.errors import DataError, SetAside
-from catalog.grid import RegionGrid, Shard
+from catalog.grid import RegionGrid, Shard, convergence
 from catalog.lattices import join_lattices
 from catalog.looks import scenes_over
-from catalog.sensors import Scene
+from catalog.sensors import Scene, lon_spans
 from catalog.stacks import read_bands, shard_tiles
 
 __all__ = ["build_terrain_shard", "create_terrain", "describe_terrain", "terrain_halo"]
@@ -36,17 +38,35 @@ _RGI_NAMES = {
     "cop-dem-glo-90": "COPDEM90",
     "nasadem": "NASADEM",
 }
+_ACQUIRED = {
+    "cop-dem-glo-30": "2010-12/2015-01",
+    "cop-dem-glo-90": "2010-12/2015-01",
+    "nasadem": "2000-02-11/2000-02-22",
+}
+# ^ when the radars of TanDEM-X (Copernicus DEM Product Handbook; TanDEM-X 90 m DEM data guide of
+#   the German Aerospace Center) and of the Shuttle Radar Topography Mission (NASADEM User Guide)
+#   saw the ground; holes in both are filled from models of other years. The items of these products
+#   only say when they were published, in `datetime`
 _BOX_M = 1000.0
 _SIGMA_M = 30.0
 _TRUNCATE = 4.0
 _PLAUSIBLE_M = (-500.0, 9000.0)
 # ^ beyond these there is no land: fill values that no field announced
+_RIM_DEG = 0.0015
+# ^ half a pixel of ten arc seconds, the widest there is: tiles are shifted by half a pixel from the
+#   degrees they are named by, and the strip between belongs to their rim
+_FLAT = 1e-4
+# ^ a centimetre in a hundred metres: below, float32 elevations have no direction
 
 _Elevation = npt.NDArray[np.float64]
 
 
 def create_terrain(
-    workspace: Workspace, grid: RegionGrid, *, collections: Sequence[str] = ()
+    workspace: Workspace,
+    grid: RegionGrid,
+    *,
+    collections: Sequence[str] = (),
+    dem: Sequence[Scene] = (),
 ) -> None:
     """Create the terrain layer, unless it is there already.
 
@@ -57,9 +77,31 @@ def create_terrain(
     collections
         Elevation collections it will be made of; kept as the array's attribute ``dem_source``, in
         the names of RGI 7.0 where there is one.
+    dem
+        The elevation model's scenes: when they were acquired is kept as the attribute ``dem_date``,
+        an interval of ISO 8601. Without them it is the period that was published for the
+        collections; empty where nothing is known.
     """
     source = "+".join(_RGI_NAMES.get(name, name) for name in collections)
-    create_layer(workspace, terrain_name(grid), grid, attributes={"dem_source": source})
+    when = _dem_date(dem) or _envelope(_ACQUIRED.get(name, "") for name in collections)
+    attributes = {"dem_source": source, "dem_date": when}
+    create_layer(workspace, terrain_name(grid), grid, attributes=attributes)
+
+
+def _dem_date(dem: Sequence[Scene]) -> str:
+    """When the scenes were acquired: what they say, or what is published of their product."""
+    return _envelope(
+        scene.period or _ACQUIRED.get(scene.collection) or scene.datetime[:10] for scene in dem
+    )
+
+
+def _envelope(periods: Iterable[str]) -> str:
+    """Smallest interval over days, months or intervals of them; empty ones do not count."""
+    bounds = [period.split("/") for period in periods if period]
+    if not bounds:
+        return ""
+    start, end = min(first for first, *_ in bounds), max(last for *_, last in bounds)
+    return start if start == end else f"{start}/{end}"
 
 
 def build_terrain_shard(
@@ -82,7 +124,10 @@ def build_terrain_shard(
     Returns
     -------
     Outcome
-        ``facts``: ``dem_scenes``, ``dem_scene_ids``, ``valid_fraction``.
+        ``facts``: ``dem_scenes``, ``dem_scene_ids``, ``dem_date`` (see :func:`create_terrain`),
+        ``valid_fraction``. ``set_aside``: scenes that cannot be used, and as ``dem-incomplete`` the
+        degree cells, named by their south-western corner (``N46E010``), in which pixels lie beyond
+        all scenes that can.
 
     Raises
     ------
@@ -96,12 +141,18 @@ def build_terrain_shard(
     with OpenAssets(policy) as assets:
         sound, faults = _readable(assets, scenes, shard, halo=halo)
         elevation = _elevation(assets, shard, sound, halo=halo)
-    bands = describe_terrain(elevation, resolution_m=shard.grid.resolution_m)
+    bands = describe_terrain(
+        elevation,
+        resolution_m=shard.grid.resolution_m,
+        convergence_deg=convergence(shard.grid, *shard.window),
+    )
+    faults += _cells_without_tile(shard, sound, hole=np.isnan(bands[0]))
     name = terrain_name(shard.grid)
     checksum = write_shard(workspace, name, shard, bands)
     facts = {
         "dem_scenes": len(sound),
         "dem_scene_ids": [scene.id for scene in sound],
+        "dem_date": _dem_date(sound),
         "valid_fraction": round(float(np.isfinite(bands[0]).mean()), 6),
     }
     return Outcome({f"{name}/{shard.id}": checksum}, tuple(sorted(faults)), facts)
@@ -121,6 +172,31 @@ def _readable(
         else:
             sound.append(scene)
     return sound, faults
+
+
+def _cells_without_tile(
+    shard: Shard, scenes: Sequence[Scene], *, hole: npt.NDArray[np.bool_]
+) -> list[SetAside]:
+    """Degree cells with pixels ``hole`` ``(y, x)`` of the shard that lie beyond all scenes."""
+    rows, cols = np.nonzero(hole)
+    lon, lat = shard.grid.lonlat(rows + shard.window[0].start, cols + shard.window[1].start)
+    beyond = np.ones(lon.shape, bool)
+    for scene in scenes:
+        south, north = scene.bbox[1] - _RIM_DEG, scene.bbox[3] + _RIM_DEG
+        for west, east in lon_spans(scene.bbox):
+            inside = (lon >= west - _RIM_DEG) & (lon <= east + _RIM_DEG)
+            beyond &= ~(inside & (lat >= south) & (lat <= north))
+    cells = np.floor(np.stack([lat[beyond], lon[beyond]])).astype(int)
+    corners, counts = np.unique(cells, axis=1, return_counts=True)
+    return [
+        SetAside(
+            f"{'NS'[y < 0]}{abs(y):02d}{'EW'[x < 0]}{abs(x):03d}",
+            "dem-incomplete",
+            f"{count} pixels of shard {shard.id} have no elevation: no readable tile covers them; "
+            "nothing is wrong where the product has no tile at sea, else one is missing",
+        )
+        for (y, x), count in zip(corners.T.tolist(), counts.tolist(), strict=True)
+    ]
 
 
 def terrain_halo(resolution_m: float) -> int:
@@ -152,7 +228,9 @@ def _elevation(assets: OpenAssets, shard: Shard, scenes: list[Scene], *, halo: i
     return out
 
 
-def describe_terrain(elevation: npt.ArrayLike, *, resolution_m: float) -> npt.NDArray[np.float32]:
+def describe_terrain(
+    elevation: npt.ArrayLike, *, resolution_m: float, convergence_deg: npt.ArrayLike
+) -> npt.NDArray[np.float32]:
     """Terrain bands from an elevation model.
 
     Parameters
@@ -161,6 +239,8 @@ def describe_terrain(elevation: npt.ArrayLike, *, resolution_m: float) -> npt.ND
         With :func:`terrain_halo` pixels on every side; NaN where it is not known.
     resolution_m
         Pixel edge in metres.
+    convergence_deg : ``(y, x)`` degrees, without the halo, or one number
+        Angle from true north to grid north, see :func:`catalog.grid.convergence`.
 
     Returns
     -------
@@ -168,33 +248,59 @@ def describe_terrain(elevation: npt.ArrayLike, *, resolution_m: float) -> npt.ND
         In the order of :data:`catalog.cube.TERRAIN_BANDS`: elevation in metres; slope in degrees
         after Horn (1981); elevation above the mean of a square kilometre around the pixel, metres;
         Laplacian of the elevation smoothed by a Gaussian of 30 m, in 1/(100 m), that is the change
-        of slope over a hundred metres summed over both axes (positive in hollows).
+        of slope over a hundred metres summed over both axes (positive in hollows); sine and cosine
+        of the azimuth of steepest descent, clockwise from true north, from Horn's gradient, both 0
+        on flat ground, which faces nowhere; plan and profile curvature, the Laplacian's parts
+        across and along the slope of the same smoothed surface, after Zevenbergen and Thorne
+        (1987, "Quantitative analysis of land surface topography", equations 10 to 16), in
+        1/(100 m). Unlike there both are positive in hollows (plan: where water gathers; profile:
+        where the slope eases downhill), so that they sum to the Laplacian; on flat ground, which
+        has no direction, each is half of it. A hole is a hole in every band.
     """
     z = np.asarray(elevation, np.float64)
     known = np.isfinite(z)
-    bands = {
-        "elevation": z,
-        "slope": _slope(z, resolution_m),
-        "relative_elevation": z - _box_mean(z, known, radius=_box_radius(resolution_m)),
-        "curvature": _curvature(z, known, resolution_m),
-    }
     halo = terrain_halo(resolution_m)
     inner = (slice(halo, -halo), slice(halo, -halo))
-    out: npt.NDArray[np.float32] = np.stack(
-        [np.where(known, bands[name], np.nan)[inner] for name in TERRAIN_BANDS]
-    ).astype(np.float32)
+    out = np.empty((len(TERRAIN_BANDS), *z[inner].shape), np.float32)
+
+    def put(name: str, values: _Elevation) -> None:
+        sound = known[inner] & np.isfinite(values)
+        out[TERRAIN_BANDS.index(name)] = np.where(sound, values, np.nan)
+        # ^ one NaN for all: the sign of one that was computed depends on how the loop was unrolled
+
+    put("elevation", z[inner])
+    put("relative_elevation", (z - _box_mean(z, known, radius=_box_radius(resolution_m)))[inner])
+    south, east = (rise[inner] for rise in _gradient(z, resolution_m))
+    put("slope", np.degrees(np.arctan(np.hypot(south, east))))
+    for name, values in _aspect(south, east, convergence_deg).items():
+        put(name, values)
+    for name, values in _curvatures(z, known, resolution_m).items():
+        put(name, values[inner])
     return out
 
 
-def _slope(z: _Elevation, resolution_m: float) -> _Elevation:
-    """Slope in degrees; NaN where one of the eight neighbours is."""
+def _gradient(z: _Elevation, resolution_m: float) -> tuple[_Elevation, _Elevation]:
+    """Rise towards the south and the east; NaN where one of the eight neighbours is."""
     across, along = np.array([-1.0, 0.0, 1.0]), np.array([1.0, 2.0, 1.0])
-    rise = [
+    south, east = (
         _correlate(_correlate(z, along, axis=1 - axis), across, axis=axis) / (8 * resolution_m)
         for axis in (0, 1)
-    ]
-    slope: _Elevation = np.degrees(np.arctan(np.hypot(*rise)))
-    return slope
+    )
+    return south, east
+
+
+def _aspect(
+    south: _Elevation, east: _Elevation, convergence_deg: npt.ArrayLike
+) -> dict[str, _Elevation]:
+    """Sine and cosine of the downslope azimuth from true north, of the rise in the grid."""
+    steepness = np.hypot(south, east)
+    length = np.where(steepness < _FLAT, np.inf, steepness)
+    sine, cosine = -east / length, south / length
+    turn = np.radians(np.asarray(convergence_deg, np.float64))
+    return {
+        "aspect_sin": sine * np.cos(turn) + cosine * np.sin(turn),
+        "aspect_cos": cosine * np.cos(turn) - sine * np.sin(turn),
+    }
 
 
 def _box_mean(z: _Elevation, known: npt.NDArray[np.bool_], *, radius: int) -> _Elevation:
@@ -202,14 +308,29 @@ def _box_mean(z: _Elevation, known: npt.NDArray[np.bool_], *, radius: int) -> _E
     return _weighted(z, known, [weights, weights])
 
 
-def _curvature(z: _Elevation, known: npt.NDArray[np.bool_], resolution_m: float) -> _Elevation:
+def _curvatures(
+    z: _Elevation, known: npt.NDArray[np.bool_], resolution_m: float
+) -> dict[str, _Elevation]:
+    """Laplacian of the smoothed surface, and its parts across and along the slope."""
     sigma = _SIGMA_M / resolution_m
     reach = math.ceil(_TRUNCATE * sigma)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     smooth = np.where(known, _weighted(z, known, [weights, weights]), np.nan)
     second = np.array([1.0, -2.0, 1.0]) / resolution_m**2
-    bend: _Elevation = 100 * sum(_correlate(smooth, second, axis=axis) for axis in (0, 1))
-    return bend
+    first = np.array([-1.0, 0.0, 1.0]) / (2 * resolution_m)
+    bends = [_correlate(smooth, second, axis=axis) for axis in (0, 1)]
+    total: _Elevation = 100 * sum(bends)
+    south, east = (_correlate(smooth, first, axis=axis) for axis in (0, 1))
+    twist = _correlate(south, first, axis=1)
+    square = south**2 + east**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        along = 100 * (bends[0] * south**2 + bends[1] * east**2 + 2 * twist * south * east) / square
+    profile = np.where(square < _FLAT**2, total / 2, along)
+    return {
+        "curvature": total,
+        "plan_curvature": total - profile,
+        "profile_curvature": profile,
+    }
 
 
 def _weighted(

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from catalog.cube import TERRAIN_BANDS
+
 __all__ = ["CHANNELS", "GROUPS", "Normalisation", "raw_features"]
 
 Array = npt.NDArray[Any]
@@ -29,6 +31,7 @@ CHANNELS = (
     "curvature",
 )
 GROUPS = {"optical": slice(0, 6), "sar": slice(6, 8), "terrain": slice(8, 11)}
+_TERRAIN = [TERRAIN_BANDS.index(name) for name in CHANNELS[GROUPS["terrain"]]]
 _LIMIT = 6.0
 # ^ normalised inputs are clipped here: one saturated pixel must not shake its whole row
 
@@ -42,8 +45,8 @@ def raw_features(optical: Array, sar: Array | None, terrain: Array | None) -> Ar
         Stored reflectance (times 10000 plus 1000), 0 = no data.
     sar : ``(2, y, x)`` uint16, optional
         Stored backscatter ((dB + 50) times 1000), 0 = no data.
-    terrain : ``(4, y, x)`` float32, optional
-        Elevation, slope, relative elevation, curvature; NaN or infinite = no data.
+    terrain : ``(band, y, x)`` float32, optional
+        In the order of :data:`catalog.cube.TERRAIN_BANDS`; NaN or infinite = no data.
 
     Returns
     -------
@@ -61,7 +64,8 @@ def raw_features(optical: Array, sar: Array | None, terrain: Array | None) -> Ar
         level = sar.astype(np.float32) * np.float32(1e-3) - np.float32(50)
         out[GROUPS["sar"]] = np.where((sar > 0).all(axis=0), level, np.nan)
     if terrain is not None:
-        out[GROUPS["terrain"]] = np.where(np.isfinite(terrain[1:]), terrain[1:], np.nan)
+        bands = terrain[_TERRAIN]
+        out[GROUPS["terrain"]] = np.where(np.isfinite(bands), bands, np.nan)
     return out
 
 

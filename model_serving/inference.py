@@ -27,7 +27,7 @@ from catalog.cube import (
 from catalog.errors import UsageError
 from catalog.grid import RegionGrid, Shard
 from model_serving.ensemble import Ensemble, Member, bits
-from model_serving.features import CHANNELS, raw_features
+from model_serving.features import CHANNELS, GROUPS, raw_features
 from model_serving.folds import fold_map
 from model_serving.onnx_members import engine_probabilities
 from model_serving.patches import MAP_HALO_PX, WindowPlan
@@ -163,9 +163,10 @@ class ShardMapper:
         present = ["optical"]
         if sar is not None and (sar > 0).any():
             present.append("sar")
-        if terrain is not None and np.isfinite(terrain[1:]).any():
+        raw = raw_features(optical, sar, terrain)
+        if np.isfinite(raw[GROUPS["terrain"]]).any():
             present.append("terrain")
-        return raw_features(optical, sar, terrain), present
+        return raw, present
 
     def map(self, season: str, shard: Shard) -> Outcome:
         """Map one shard and write its piece of ``map.zarr/<season>``."""

@@ -12,7 +12,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from catalog.cube import Workspace, create_layer, write_shard
+from catalog.cube import TERRAIN_BANDS, Workspace, create_layer, write_shard
 from catalog.glaciers import COLUMNS
 from catalog.grid import RegionGrid
 
@@ -113,7 +113,7 @@ def paint_season(
 
 
 def paint_terrain(workspace: Workspace, grid: RegionGrid, elevation: np.ndarray) -> None:
-    bands = np.zeros((4, *elevation.shape), dtype=np.float32)
+    bands = np.zeros((len(TERRAIN_BANDS), *elevation.shape), dtype=np.float32)
     bands[0] = elevation
     store_layers(workspace, grid, {"cube.zarr/terrain": bands})
 

@@ -4,14 +4,15 @@ import json
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import shapely
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pyproj import Geod, Transformer
+from pyproj import Geod, Proj, Transformer
 
 from catalog.errors import UsageError
-from catalog.grid import RegionGrid, lonlat_boxes, region_grid
+from catalog.grid import RegionGrid, convergence, lonlat_boxes, region_grid
 
 PLACES = {
     "Alps": (10.8, 46.8),
@@ -164,6 +165,70 @@ def test_shards_near_ice_are_found_and_no_others() -> None:
     near = {s.id for s in grid.shards_near([point], reach)}
     assert near == {"r001c001", "r000c001", "r002c001", "r001c000", "r001c002"}
     assert grid.shards_near([], 1000) == []
+
+
+def true_convergence(grid: RegionGrid, row: int, col: int) -> float:
+    """By a step of 20 m to the true north on the ellipsoid."""
+    x, y = grid.transform @ (col + 0.5, row + 0.5)
+    lon, lat = Transformer.from_crs(grid.crs, 4326, always_xy=True).transform(x, y)
+    lon, lat, _ = Geod(ellps="WGS84").fwd(lon, lat, 0.0, 20.0)
+    x1, y1 = Transformer.from_crs(4326, grid.crs, always_xy=True).transform(lon, lat)
+    return math.degrees(math.atan2(x - x1, y1 - y))
+
+
+def turned(a: npt.ArrayLike, b: npt.ArrayLike) -> np.ndarray:
+    """Angle between two directions, degrees."""
+    return np.abs((np.asarray(a) - b + 180) % 360 - 180)
+
+
+WIDE = {"Alps": (5, 17, 44, 48), "83 N": (-80, -20, 79, 83.6), "Antarctica": (-75, -55, -80, -62)}
+WIDE |= {"antimeridian": (170, 190, 60, 71), "equator": (-5, 35, -3, 1)}
+
+
+@pytest.mark.parametrize("place", WIDE)
+def test_convergence_at_the_corners_of_a_region_is_that_of_the_geodesic(place: str) -> None:
+    west, east, south, north = WIDE[place]
+    grid = region_grid([west, east, east, west], [south, south, north, north])
+    for row in (0, grid.shape[0] - 1):
+        for col in (0, grid.shape[1] - 1):
+            found = convergence(grid, slice(row, row + 1), slice(col, col + 1))
+            assert turned(found[0, 0], true_convergence(grid, row, col)) < 0.01
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(
+        st.sampled_from([-180.0, 0.0, 10.8, 179.9]) | st.floats(-180, 180),
+        st.sampled_from([83.0, -80.0, 0.0]) | st.floats(-89.5, 89.5),
+    ),
+    st.sampled_from([5.0, 10.0, 90.0]),
+    st.tuples(st.integers(0, 800), st.integers(0, 800)),
+)
+def test_convergence_is_within_a_hundredth_of_a_degree_of_projs(
+    place: tuple[float, float], resolution: float, corner: tuple[int, int]
+) -> None:
+    grid = grid_at(*place, resolution_m=resolution, shard_px=1024, margin_m=20_000)
+    rows, cols = (slice(start, start + 70) for start in corner)
+    found = convergence(grid, rows, cols)[::23, ::23]
+    lon, lat = grid.lonlat(np.arange(70)[::23, None] + corner[0], np.arange(70)[::23] + corner[1])
+    assume(np.abs(lat).max() < 89.999)
+    factors = Proj(grid.proj4).get_factors(lon, lat)
+    assert turned(found, factors.meridian_convergence).max() < 0.01
+
+
+def test_convergence_does_not_depend_on_the_window() -> None:
+    for lon, lat in ((10.8, 46.8), (-33.0, 83.6), (0.0, 89.9)):
+        grid = grid_at(lon, lat)
+        whole = convergence(grid, slice(100, 400), slice(-50, 250))
+        part = convergence(grid, slice(190, 333), slice(-7, 201))
+        assert part.tobytes() == np.ascontiguousarray(whole[90:233, 43:251]).tobytes()
+
+
+def test_around_a_pole_grid_north_points_everywhere() -> None:
+    grid = RegionGrid(90.0, 0.0, 10.0, 256, 64, -1280.0, 1280.0, 1, 1)
+    angle = convergence(grid, slice(0, 256), slice(0, 256))
+    y, x = np.mgrid[127.5:-128.5:-1, -127.5:128.5]
+    assert turned(angle, np.degrees(np.arctan2(x, -y))).max() < 1e-4
 
 
 def test_a_grid_survives_json() -> None:

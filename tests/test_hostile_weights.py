@@ -23,7 +23,7 @@ import torch
 from ensembles import write_ensemble
 from safetensors.torch import load, save
 
-from catalog.cube import NOT_SEEN, Workspace, create_layer, read_shard, write_shard
+from catalog.cube import NOT_SEEN, TERRAIN_BANDS, Workspace, create_layer, read_shard, write_shard
 from catalog.errors import UsageError
 from catalog.grid import region_grid
 from model_serving.ensemble import CARD, load_ensemble, pack_member, unpack_member
@@ -462,7 +462,7 @@ def stored_tile(rng, size=WINDOW):
     return (
         smooth(1000, 11_000, 6, np.uint16),
         smooth(20_000, 60_000, 2, np.uint16),
-        smooth(-50, 60, 4, np.float32),
+        smooth(-50, 60, len(TERRAIN_BANDS), np.float32),
     )
 
 
@@ -493,9 +493,9 @@ def overflown(layers, rng):
 
 def infinite_terrain(layers, rng):
     where = rng.random(layers[0].shape[-2:]) < 0.2
-    layers[2][rng.integers(4), where] = np.inf
-    layers[2][rng.integers(4), where] = -np.inf
-    layers[2][rng.integers(4), ~where] = np.nan
+    layers[2][rng.integers(len(layers[2])), where] = np.inf
+    layers[2][rng.integers(len(layers[2])), where] = -np.inf
+    layers[2][rng.integers(len(layers[2])), ~where] = np.nan
 
 
 def constant(layers, rng):

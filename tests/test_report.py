@@ -28,7 +28,14 @@ from rasterio.features import shapes
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from catalog.cube import DATE_MISSING, NOT_SEEN, Workspace, create_layer, write_shard
+from catalog.cube import (
+    DATE_MISSING,
+    NOT_SEEN,
+    TERRAIN_BANDS,
+    Workspace,
+    create_layer,
+    write_shard,
+)
 from catalog.errors import StoreError
 from catalog.grid import RegionGrid, region_grid
 from change_detection.accounts import ACCOUNT_SCHEMA
@@ -100,7 +107,7 @@ def paint_season(
     light = rasters.hillshade(world.heights, world.grid.resolution_m)
     optical = optical_of(world, ice, debris, light, rng)
     edge = ndimage.gaussian_filter((ice > 0).astype(float), 1.5)
-    probability = np.zeros((4, *world.grid.shape), np.uint8)
+    probability = np.zeros((len(TERRAIN_BANDS), *world.grid.shape), np.uint8)
     total = np.clip(np.where(ice > 0, np.maximum(edge, 0.55), np.minimum(edge, 0.45)), 0.02, 0.98)
     probability[1] = np.where(debris, 0.1, 0.95) * total * 254
     probability[2] = np.where(debris, 0.9, 0.05) * total * 254
@@ -253,7 +260,7 @@ def paint_run(folder: Path, seasons: dict, *, terrain: bool = True, members: int
     """Paint a whole finished workspace and describe its run."""
     workspace, world = Workspace(folder), make_world()
     if terrain:
-        heights = np.zeros((4, *world.grid.shape), np.float32)
+        heights = np.zeros((len(TERRAIN_BANDS), *world.grid.shape), np.float32)
         heights[0] = world.heights
         paint(workspace, world.grid, "cube.zarr/terrain", heights)
     for label, (_, _, retreat, day) in seasons.items():
