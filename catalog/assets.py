@@ -368,8 +368,16 @@ class OpenAssets:
         url = path.removeprefix(_HTTP)
         return token_source(self._policy.token_url).token(url, refused=refused)
 
-    def read(self, band: BandSource, window: Window) -> npt.NDArray[Any]:
+    def read(self, band: BandSource, window: Window, *, shrink: int = 1) -> npt.NDArray[Any]:
         """Read a window of pixels in the asset's own grid.
+
+        Parameters
+        ----------
+        band, window
+            Which pixels.
+        shrink
+            Factor of an overview that the raster has, to read that in the place of its pixels; the
+            window begins and ends at multiples of it.
 
         Returns
         -------
@@ -384,10 +392,13 @@ class OpenAssets:
         """
         path = self._policy.check(band.href)
         self.dataset(band)
+        shape = (int(window.height) // shrink, int(window.width) // shrink)
 
         def attempt() -> npt.NDArray[Any]:
             try:
-                pixels: npt.NDArray[Any] = self._dataset(path, band).read(1, window=window)
+                pixels: npt.NDArray[Any] = self._dataset(path, band).read(
+                    1, window=window, out_shape=shape
+                )
             except RasterioError as error:
                 raise self._read_fault(path, window, error) from None
             return pixels

@@ -91,6 +91,7 @@ def read_bands(
     dtype: str,
     categories: bool = False,
     within: tuple[float, float] | None = None,
+    overviews: bool = False,
 ) -> npt.NDArray[Any]:
     """Bands on the pixels of a tile.
 
@@ -112,6 +113,10 @@ def read_bands(
     within
         Pixel values mean something between these two only, both excluded; what lies outside is no
         data before pixels are interpolated.
+    overviews
+        Whether a raster's own overview may stand in for its pixels where it is at least as fine as
+        the tile: far fewer bytes, and nearly the same means. Not for classes, which some producers
+        average.
 
     Returns
     -------
@@ -141,7 +146,9 @@ def read_bands(
         dtype=np.dtype(dtype),
         fill_value=fill,
         rescale=False,
-        reader=functools.partial(GridReader, assets=assets, within=within),
+        reader=functools.partial(
+            GridReader, assets=assets, within=within, overviews=overviews and not categories
+        ),
     )
     with dask.config.set(scheduler="synchronous"):
         pixels: npt.NDArray[Any] = stack[0].compute()
@@ -195,6 +202,7 @@ class GridReader:
         errors_as_nodata: tuple[Exception, ...] = (),  # noqa: ARG002
         assets: OpenAssets,
         within: tuple[float, float] | None = None,
+        overviews: bool = False,
     ) -> None:
         self._bands = url
         self._spec = spec
@@ -203,6 +211,7 @@ class GridReader:
         self._fill = fill_value
         self._assets = assets
         self._within = within
+        self._overviews = overviews
 
     def read(self, window: Window) -> npt.NDArray[Any]:
         """Pixels of a window of the spec; the fill value beyond the rasters."""
@@ -220,8 +229,10 @@ class GridReader:
         bounds = _source_bounds(grid_crs, datasets[0].crs, target, (height, width))
         if bounds is None:
             return out
-        pad = 3 + math.ceil(2 * ratio)
-        pixels, transform = self._source_pixels(datasets, bounds, pad)
+        shrink = self._shrink(datasets, ratio)
+        ratio /= shrink
+        pad = (3 + math.ceil(2 * ratio)) * shrink
+        pixels, transform = self._source_pixels(datasets, bounds, pad, shrink=shrink)
         unseen = self._unseen(pixels)
         if unseen.all():
             return out
@@ -253,8 +264,24 @@ class GridReader:
             ) from error
         return out
 
+    def _shrink(self, datasets: list[Any], ratio: float) -> int:
+        """Pixels on a side that one pixel to be read stands for: 1, or the factor of an overview.
+
+        Only overviews whose pixels hold whole numbers of the raster's own keep the place of things.
+        """
+        if not self._overviews or len(datasets) > 1:
+            return 1
+        rows, cols = datasets[0].shape
+        factors = datasets[0].overviews(1)
+        return max((f for f in factors if f <= ratio and not (rows % f or cols % f)), default=1)
+
     def _source_pixels(
-        self, datasets: list[Any], bounds: tuple[float, float, float, float], pad: int
+        self,
+        datasets: list[Any],
+        bounds: tuple[float, float, float, float],
+        pad: int,
+        *,
+        shrink: int,
     ) -> tuple[npt.NDArray[Any], Affine]:
         """Pixels of all rasters within bounds of their own projection, on their common lattice."""
         origins = [_near(dataset, (bounds[0] + bounds[2]) / 2) for dataset in datasets]
@@ -263,24 +290,27 @@ class GridReader:
         for dataset, origin in zip(datasets, origins, strict=True):
             col, row = inverse @ (origin.c, origin.f)
             places.append((round(row), round(col), *dataset.shape))
-        wanted = _pixel_box(inverse, bounds, pad)
+        wanted = _snapped(_pixel_box(inverse, bounds, pad), shrink)
         boxes = [_overlap(wanted, (r, c, r + h, c + w)) for r, c, h, w in places]
         found = [box for box in boxes if box is not None]
         if not found:
             return np.empty((0, 0), self._dtype), origins[0]
         top, left = min(box[0] for box in found), min(box[1] for box in found)
         bottom, right = max(box[2] for box in found), max(box[3] for box in found)
-        canvas = np.full((bottom - top, right - left), self._fill, self._dtype)
+        shape = ((bottom - top) // shrink, (right - left) // shrink)
+        canvas = np.full(shape, self._fill, self._dtype)
         for band, box, (row, col, _, _) in zip(self._bands, boxes, places, strict=True):
             if box is None:
                 continue
             r0, c0, r1, c1 = box
-            new = self._clean(
-                self._assets.read(band, Window(c0 - col, r0 - row, c1 - c0, r1 - r0)), band
-            )
-            part = canvas[r0 - top : r1 - top, c0 - left : c1 - left]
+            window = Window(c0 - col, r0 - row, c1 - c0, r1 - r0)
+            new = self._clean(self._assets.read(band, window, shrink=shrink), band)
+            part = canvas[
+                (r0 - top) // shrink : (r1 - top) // shrink,
+                (c0 - left) // shrink : (c1 - left) // shrink,
+            ]
             np.copyto(part, new, where=self._unseen(part))
-        return canvas, origins[0] @ Affine.translation(left, top)
+        return canvas, origins[0] @ Affine.translation(left, top) @ Affine.scale(shrink)
 
     def _unseen(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Where the fill value stands."""
@@ -375,6 +405,17 @@ def _pixel_box(inverse: Affine, bounds: tuple[float, float, float, float], pad: 
         math.floor(col0) - pad,
         math.ceil(row1) + pad,
         math.ceil(col1) + pad,
+    )
+
+
+def _snapped(box: _Box, factor: int) -> _Box:
+    """Widen a box to whole multiples of a factor."""
+    row0, col0, row1, col1 = box
+    return (
+        row0 // factor * factor,
+        col0 // factor * factor,
+        -(-row1 // factor) * factor,
+        -(-col1 // factor) * factor,
     )
 
 

@@ -1,0 +1,594 @@
+"""Candidates: the looks of a season at each glacier, measured on a coarse grid and ranked.
+
+The one law: what is told of a glacier depends on its outline, its neighbours and the scenes, never
+on the order of the scenes or on which glaciers are measured together.
+
+A look is all granules that one sensor took on one day. Pixels are read on a lattice of chunks that
+is fixed to the region, and each glacier adds up its own; a scene that cannot be read over one of a
+glacier's chunks is left out for that glacier altogether.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from itertools import groupby
+from typing import Any, cast
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from scipy.sparse import csr_array
+
+from catalog.assets import AssetPolicy, OpenAssets
+from catalog.cube import Outcome, Workspace
+from catalog.errors import DataError, SetAside, StoreError
+from catalog.grid import LonLatBox, RegionGrid, lonlat_boxes
+from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
+from catalog.ranking import (
+    COMPONENTS,
+    broadband_albedo,
+    days_from_ablation_end,
+    is_cloud,
+    is_snow,
+    rank,
+)
+from catalog.sensors import Scene, boxes_meet
+from catalog.stacks import Tile, read_bands
+
+from rasterio.features import rasterize  # isort: skip
+
+__all__ = [
+    "RANKING_SCHEMA",
+    "Ranking",
+    "ShadowOf",
+    "build_ranking",
+    "coarse_grid",
+    "glacier_windows",
+    "looks_of",
+    "rank_looks",
+    "read_look",
+    "read_rankings",
+]
+
+ShadowOf = Callable[[Tile, Scene], npt.NDArray[np.bool_]]
+"""Where a tile lies in shadow when a scene is taken, ``(y, x)``."""
+
+RANKING_SCHEMA = pa.schema(
+    [
+        ("ref_id", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float64()),
+        ("day", pa.string()),
+        ("sensor", pa.string()),
+        ("scene_ids", pa.list_(pa.string())),
+        *((name, pa.float64()) for name in COMPONENTS),
+        ("has_mask", pa.bool_()),
+    ]
+)
+"""Columns of a ranking, one row a glacier and look; see :data:`catalog.ranking.COMPONENTS`.
+``has_mask`` tells whether all its scenes bring a cloud mask; otherwise cloud is judged by colour.
+"""
+
+_COARSE_M = 60.0
+# ^ a glacier of 0.1 km2 has 28 such pixels, and Sentinel-2's overview of 40 m can be read for them
+_RING_M = 1000.0
+# ^ wide enough to hold ground at the height of the tongue, and near enough to share its weather
+_CHUNK_PX = 128
+_LAYERS = ("valid", "clear", "fair", "snow", "albedo", "shadow")
+_ROLES = ("green", "nir", "swir1")
+_DECIMALS = 6
+
+_Mask = npt.NDArray[np.bool_]
+_Sums = npt.NDArray[np.float64]
+_Banned = frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The ranked looks of some glaciers, and what could not be used."""
+
+    frame: pd.DataFrame
+    """Columns of :data:`RANKING_SCHEMA`, ordered by ``ref_id`` and ``rank``."""
+    set_aside: tuple[SetAside, ...]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One chunk of the fixed lattice, and which of its pixels belong to which glacier."""
+
+    tile: Tile
+    glaciers: npt.NDArray[np.int64]
+    """Positions of the glaciers that have pixels here, sorted."""
+    inside: csr_array
+    """(all glaciers, pixels of the chunk): 1 on the glacier."""
+    around: csr_array
+    """The same for the ring around the glacier."""
+
+    @cached_property
+    def boxes(self) -> list[LonLatBox]:
+        """Boxes in degrees that cover the chunk."""
+        return lonlat_boxes(self.tile.bounds, self.tile.grid)
+
+
+def coarse_grid(grid: RegionGrid, *, target_m: float = _COARSE_M) -> RegionGrid:
+    """Grid of the region's projection and corner with pixels of about ``target_m`` metres.
+
+    A pixel is a whole number of the region's own.
+    """
+    size = grid.resolution_m * max(1, round(target_m / grid.resolution_m))
+    rows, cols = (math.ceil(n * grid.resolution_m / (size * _CHUNK_PX)) for n in grid.shape)
+    return RegionGrid(
+        grid.lat_0, grid.lon_0, size, _CHUNK_PX, _CHUNK_PX, grid.left, grid.top, rows, cols
+    )
+
+
+def glacier_windows(
+    outlines: gpd.GeoDataFrame, grid: RegionGrid, *, margin_m: float = _RING_M
+) -> dict[str, Tile]:
+    """Window of a grid around each glacier.
+
+    Parameters
+    ----------
+    outlines
+        Columns ``ref_id`` and ``geometry``, EPSG:4326.
+    grid
+        Whose pixels, for example :func:`coarse_grid`.
+    margin_m
+        Metres seen around an outline.
+    """
+    shapes = outlines.geometry.to_crs(grid.proj4)
+    bounds = zip(outlines["ref_id"], shapely.bounds(shapes.to_numpy()), strict=True)
+    return {str(ref_id): _window(box, grid, margin_m) for ref_id, box in bounds}
+
+
+def _window(box: npt.NDArray[np.float64], grid: RegionGrid, margin_m: float) -> Tile:
+    west, south, east, north = box
+    size = grid.resolution_m
+    row0 = math.floor((grid.top - north - margin_m) / size)
+    col0 = math.floor((west - margin_m - grid.left) / size)
+    row1 = math.ceil((grid.top - south + margin_m) / size)
+    col1 = math.ceil((east + margin_m - grid.left) / size)
+    return Tile(grid, row0, col0, row1 - row0, col1 - col0)
+
+
+def looks_of(scenes: Sequence[Scene]) -> list[list[Scene]]:
+    """Scenes by day and sensor, ordered by them; within a look by time and id, each once."""
+    once = {(s.datetime, s.id, s.collection): s for s in scenes}
+    ordered = sorted((once[key] for key in sorted(once)), key=_look_key)
+    return [list(group) for _, group in groupby(ordered, key=_look_key)]
+
+
+def _look_key(scene: Scene) -> tuple[str, str]:
+    return scene.datetime[:10], scene.sensor
+
+
+def rank_looks(
+    outlines: gpd.GeoDataFrame,
+    *,
+    others: gpd.GeoDataFrame,
+    grid: RegionGrid,
+    scenes: Sequence[Scene],
+    policy: AssetPolicy,
+    shadow: ShadowOf | None = None,
+) -> Ranking:
+    """Measure every look of a season at every glacier, and rank each glacier's looks.
+
+    Parameters
+    ----------
+    outlines
+        The glaciers: columns ``ref_id`` and ``geometry``, EPSG:4326.
+    others
+        All glaciers nearby, with the same columns: the ring around a glacier lies outside of them.
+        May hold those of ``outlines`` too.
+    grid
+        The region's grid; pixels of about 60 m are read in its projection.
+    scenes
+        Optical scenes of one season, in any order.
+    policy
+        Which rasters may be opened.
+    shadow
+        Tells which pixels lie in shadow, where that is known; those count neither for albedo nor
+        for snow.
+
+    Returns
+    -------
+    Ranking
+        One row for each glacier and look whose box meets the surroundings of the glacier.
+
+    Raises
+    ------
+    SourceError
+        Where a source cannot be reached.
+
+    Notes
+    -----
+    A scene's overviews are read where they are fine enough, so damage that only its full pixels
+    have is not seen here. A look is in memory one chunk at a time.
+    """
+    outlines = outlines.sort_values("ref_id", kind="stable").reset_index(drop=True)
+    coarse = coarse_grid(grid)
+    windows = list(glacier_windows(outlines, coarse).values())
+    boxes = [lonlat_boxes(window.bounds, coarse) for window in windows]
+    chunks = _chunks(outlines, others, windows)
+    size = sum((c.inside.sum(axis=1) for c in chunks), np.zeros(len(outlines)))
+    latitudes = outlines.geometry.representative_point().y.to_numpy()
+    rows: list[pd.DataFrame] = []
+    faults: dict[str, SetAside] = {}
+    for look in looks_of(scenes):
+        near = [scene for scene in look if any(_meets(scene, b) for b in boxes)]
+        if not near:
+            continue
+        with OpenAssets(policy) as assets:
+            # ^ one a look, so that the number of open rasters has a bound
+            sums, banned = _measure(assets, near, chunks, shadow=shadow, faults=faults)
+        used = [
+            [s for s in near if s.id not in b and _meets(s, box)]
+            for b, box in zip(banned, boxes, strict=True)
+        ]
+        found = _rows(outlines["ref_id"], latitudes, look=used, sums=sums, size=size)
+        rows.append(found if shadow is not None else found.assign(shadow=np.nan))
+    frame = pd.concat(rows, ignore_index=True) if rows else _rows_of_nothing()
+    ranked = rank(frame)[RANKING_SCHEMA.names]
+    return Ranking(ranked, tuple(sorted(faults.values())))
+
+
+def _meets(scene: Scene, boxes: list[LonLatBox]) -> bool:
+    return any(boxes_meet(scene.bbox, box) for box in boxes)
+
+
+def _chunks(
+    outlines: gpd.GeoDataFrame, others: gpd.GeoDataFrame, windows: Sequence[Tile]
+) -> list[_Chunk]:
+    """Pixels of each glacier and of its ring, by chunk, row by row from the north-west."""
+    if not windows:
+        return []
+    grid = windows[0].grid
+    shapes = outlines.geometry.to_crs(grid.proj4).to_numpy()
+    rest = others[~others["ref_id"].isin(outlines["ref_id"])]
+    ice = np.concatenate([shapes, rest.geometry.to_crs(grid.proj4).to_numpy()])
+    tree = shapely.STRtree(ice)
+    found: list[npt.NDArray[np.int64]] = []
+    for index, (shape, window) in enumerate(zip(shapes, windows, strict=True)):
+        near = ice[tree.query(shapely.box(*window.bounds))]
+        for kind, mask in enumerate(_inside_and_around(shape, near, window)):
+            row, col = np.nonzero(mask)
+            here = (np.full(row.size, n) for n in (index, kind))
+            found.append(np.stack([*here, row + window.row, col + window.col]))
+    glacier, kind, row, col = np.concatenate(found, axis=1)
+    place = np.stack([row // _CHUNK_PX, col // _CHUNK_PX])
+    pixel = row % _CHUNK_PX * _CHUNK_PX + col % _CHUNK_PX
+    places, which = np.unique(place, axis=1, return_inverse=True)
+    chunks = []
+    for number, (down, right) in enumerate(places.T.tolist()):
+        here = which == number
+        layers = [
+            _membership(glacier[here & (kind == k)], pixel[here & (kind == k)], len(shapes))
+            for k in (0, 1)
+        ]
+        tile = Tile(grid, down * _CHUNK_PX, right * _CHUNK_PX, _CHUNK_PX, _CHUNK_PX)
+        chunks.append(_Chunk(tile, np.unique(glacier[here]), *layers))
+    return chunks
+
+
+def _inside_and_around(
+    shape: shapely.Geometry, ice: npt.NDArray[Any], window: Tile
+) -> tuple[_Mask, _Mask]:
+    """Pixels whose centre is on a glacier, and those beside it that are on no glacier."""
+    transform = window.grid.window_transform(window.row, window.col)
+
+    def burn(shapes: Sequence[Any], *, touched: bool = False) -> _Mask:
+        burnt = rasterize(
+            shapes,
+            out_shape=(window.height, window.width),
+            transform=transform,
+            dtype="uint8",
+            all_touched=touched,
+        )
+        return np.asarray(burnt, bool)
+
+    inside = burn([shape])
+    if not inside.any():
+        inside = burn([shape], touched=True)
+        # ^ smaller than a pixel: those it touches stand for it
+    return inside, burn([shape.buffer(_RING_M)]) & ~burn(list(ice)) & ~inside
+
+
+def _membership(
+    glacier: npt.NDArray[np.int64], pixel: npt.NDArray[np.int64], count: int
+) -> csr_array:
+    ones = np.ones(glacier.size, np.uint8)
+    return csr_array((ones, (glacier, pixel)), shape=(count, _CHUNK_PX**2))
+
+
+def _measure(
+    assets: OpenAssets,
+    look: Sequence[Scene],
+    chunks: Sequence[_Chunk],
+    *,
+    shadow: ShadowOf | None,
+    faults: dict[str, SetAside],
+) -> tuple[_Sums, list[_Banned]]:
+    """Add up a look over each glacier and its ring.
+
+    Returns
+    -------
+    ``(2, glacier, layer)`` sums over the glacier and over the ring, and for each glacier the ids of
+    the scenes that could not be read over it, which the sums leave out
+    """
+    count = chunks[0].inside.shape[0]
+    sums = np.zeros((2, count, len(_LAYERS)))
+    banned: list[_Banned] = [frozenset()] * count
+    waiting = set(range(count))
+    while waiting:
+        without = min((banned[g] for g in waiting), key=sorted)
+        group = np.array(sorted(g for g in waiting if banned[g] == without))
+        scenes = [scene for scene in look if scene.id not in without]
+        total, spoilt = _add_up(assets, scenes, chunks, group, shadow=shadow, faults=faults)
+        for glacier in group.tolist():
+            if spoilt[glacier]:
+                banned[glacier] |= spoilt[glacier]
+            else:
+                sums[:, glacier] = total[:, glacier]
+                waiting.discard(glacier)
+    return sums, banned
+
+
+def _add_up(
+    assets: OpenAssets,
+    scenes: Sequence[Scene],
+    chunks: Sequence[_Chunk],
+    group: npt.NDArray[np.int64],
+    *,
+    shadow: ShadowOf | None,
+    faults: dict[str, SetAside],
+) -> tuple[_Sums, list[_Banned]]:
+    """Sums over the chunks of a group of glaciers, and the scenes found faulty over each."""
+    count = chunks[0].inside.shape[0]
+    sums = np.zeros((2, count, len(_LAYERS)))
+    spoilt: list[_Banned] = [frozenset()] * count
+    for chunk in chunks:
+        if not np.isin(chunk.glaciers, group).any():
+            continue
+        here = [scene for scene in scenes if _meets(scene, chunk.boxes)]
+        layers, broken = _mosaic(assets, here, chunk.tile, shadow=shadow)
+        sums[0] += chunk.inside @ layers
+        sums[1] += chunk.around @ layers
+        for fault in broken:
+            faults[fault.what] = fault
+        for glacier in chunk.glaciers.tolist() if broken else ():
+            spoilt[glacier] |= {fault.what for fault in broken}
+    return sums, spoilt
+
+
+def _mosaic(
+    assets: OpenAssets, scenes: Sequence[Scene], tile: Tile, *, shadow: ShadowOf | None
+) -> tuple[_Sums, list[SetAside]]:
+    """One look at a tile, ``(pixel, layer)``, and the scenes that cannot be read there.
+
+    Where granules overlap the first that is clear counts, else the first that sees anything.
+    """
+    layers = np.zeros((len(_LAYERS), tile.height, tile.width))
+    broken = []
+    for scene in scenes:
+        try:
+            pixels, valid, clear = _read_scene(assets, scene, tile)
+        except DataError as error:
+            broken.append(SetAside(scene.id, error.kind, str(error)))
+            continue
+        if not valid.any():
+            continue
+        shaded = np.zeros_like(valid) if shadow is None else shadow(tile, scene) & valid
+        fair = clear & ~shaded
+        green, nir, _ = pixels
+        albedo = np.where(fair, broadband_albedo(green, nir), 0.0)
+        new = np.stack([valid, clear, fair, is_snow(*pixels) & fair, albedo, shaded])
+        better = (clear & (layers[1] == 0)) | (valid & (layers[0] == 0))
+        np.copyto(layers, new, where=better)
+    return layers.reshape(len(_LAYERS), -1).T, broken
+
+
+def _read_scene(
+    assets: OpenAssets, scene: Scene, tile: Tile
+) -> tuple[npt.NDArray[np.float32], _Mask, _Mask]:
+    """Reflectance of the bands that are judged, where the scene sees the ground, where clearly."""
+    pixels, valid = _reflectance(assets, scene, tile, _ROLES)
+    if not valid.any():
+        return pixels, valid, valid
+    if scene.mask is None:
+        return pixels, valid, valid & ~is_cloud(*pixels)
+    size, kind = tile.grid.resolution_m, cast(MaskKind, scene.mask.role)
+    halo = mask_halo(size)
+    (classes,) = read_bands(
+        assets, [scene.mask], tile.widened(halo), dtype=MASK_DTYPES[kind], categories=True
+    )
+    valid = valid & (classes[halo:-halo, halo:-halo] > 0)
+    return pixels, valid, valid & usable_pixels(classes, resolution_m=size, kind=kind)
+
+
+def _reflectance(
+    assets: OpenAssets, scene: Scene, tile: Tile, roles: Sequence[str]
+) -> tuple[npt.NDArray[np.float32], _Mask]:
+    by_role = {band.role: band for band in scene.bands}
+    bands = [by_role[role] for role in roles]
+    raw = read_bands(assets, bands, tile, dtype="uint16", overviews=True)
+    scale, offset = (
+        np.array([getattr(band, name) for band in bands], np.float32)[:, None, None]
+        for name in ("scale", "offset")
+    )
+    return raw * scale + offset, (raw != 0).all(axis=0)
+
+
+def read_look(
+    scenes: Sequence[Scene], tile: Tile, roles: Sequence[str], *, policy: AssetPolicy
+) -> npt.NDArray[np.float32]:
+    """Read bands of one look, for a picture of it.
+
+    Parameters
+    ----------
+    scenes
+        The granules of the look; where they overlap the first by time and id counts.
+    tile
+        Which pixels.
+    roles
+        Bands, for example ``("swir1", "nir", "red")``.
+    policy
+        Which rasters may be opened.
+
+    Returns
+    -------
+    ``(band, y, x)`` float32 surface reflectance, NaN where nothing was seen
+
+    Raises
+    ------
+    DataError, SourceError
+        As :meth:`catalog.assets.OpenAssets.read`.
+    """
+    out = np.full((len(roles), tile.height, tile.width), np.nan, np.float32)
+    with OpenAssets(policy) as assets:
+        for scene in sorted(scenes, key=lambda s: (s.datetime, s.id)):
+            pixels, valid = _reflectance(assets, scene, tile, roles)
+            np.copyto(out, pixels, where=valid & np.isnan(out[0]))
+    return out
+
+
+def _rows(
+    ref_ids: pd.Series,
+    latitudes: npt.NDArray[np.float64],
+    *,
+    look: list[list[Scene]],
+    sums: _Sums,
+    size: npt.NDArray[np.float64],
+) -> pd.DataFrame:
+    """One row for each glacier that has scenes in a look."""
+    has = np.array([bool(scenes) for scenes in look])
+    if not has.any():
+        return _rows_of_nothing()
+    looked = [scenes for scenes in look if scenes]
+    first = looked[0][0]
+    day = date.fromisoformat(first.datetime[:10])
+    on, around = (dict(zip(_LAYERS, layer[has].T, strict=True)) for layer in sums)
+    columns = {
+        "coverage": on["valid"] / size[has],
+        "cloud": _share(on["valid"] - on["clear"], on["valid"]),
+        "cloud_around": _share(around["valid"] - around["clear"], around["valid"]),
+        "snow_around": _share(around["snow"], around["fair"]),
+        "albedo": _share(on["albedo"], on["fair"]),
+        "season_days": [days_from_ablation_end(day, lat) for lat in latitudes[has]],
+        "shadow": _share(on["shadow"], on["valid"]),
+        "sun_elevation": [_mean([s.sun_elevation for s in scenes]) for scenes in looked],
+    }
+    values = {name: np.round(columns[name], _DECIMALS) for name in COMPONENTS}
+    return pd.DataFrame(
+        {
+            "ref_id": ref_ids[has].astype(str),
+            "day": day.isoformat(),
+            "sensor": first.sensor,
+            "scene_ids": [sorted(s.id for s in scenes) for scenes in looked],
+            **values,
+            "has_mask": [all(s.mask is not None for s in scenes) for scenes in looked],
+        }
+    )
+
+
+def _rows_of_nothing() -> pd.DataFrame:
+    frame: pd.DataFrame = RANKING_SCHEMA.empty_table().to_pandas()
+    return frame.drop(columns=["rank", "score"])
+
+
+def _share(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> _Sums:
+    out = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=out, where=whole > 0)
+    return out
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else float("nan")
+
+
+def build_ranking(
+    workspace: Workspace,
+    season: str,
+    batch_id: str,
+    *,
+    outlines: gpd.GeoDataFrame,
+    others: gpd.GeoDataFrame,
+    grid: RegionGrid,
+    scenes: Sequence[Scene],
+    policy: AssetPolicy,
+    shadow: ShadowOf | None = None,
+) -> Outcome:
+    """Rank the looks of one season at one batch of glaciers, and write the table.
+
+    Parameters
+    ----------
+    workspace
+        Where: ``scenes/<season>/<batch_id>.parquet``.
+    season, batch_id
+        Names of the season and of the batch.
+    outlines, others, grid, scenes, policy, shadow
+        As for :func:`rank_looks`.
+
+    Returns
+    -------
+    Outcome
+        ``facts``: ``glaciers``, ``looks``, ``without_mask`` (scenes), ``unseen`` (glaciers that no
+        look sees clearly).
+
+    Raises
+    ------
+    SourceError
+        Where a source cannot be reached.
+    StoreError
+        Where the workspace cannot be written.
+    """
+    ranking = rank_looks(
+        outlines, others=others, grid=grid, scenes=scenes, policy=policy, shadow=shadow
+    )
+    frame = ranking.frame
+    sink = io.BytesIO()
+    table = pa.Table.from_pandas(frame, schema=RANKING_SCHEMA, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+    data = sink.getvalue()
+    name = f"scenes/{season}/{batch_id}.parquet"
+    workspace.put(name, data)
+    blind = frame[~frame["has_mask"].astype(bool)]
+    named = {s.id for s in scenes if s.mask is None}
+    facts = {
+        "glaciers": len(outlines),
+        "looks": int(frame.groupby(["day", "sensor"]).ngroups),
+        "without_mask": sorted(named & set(blind["scene_ids"].explode().dropna())),
+        "unseen": len(outlines) - int(frame[frame["score"] > 0]["ref_id"].nunique()),
+    }
+    return Outcome({name: hashlib.sha256(data).hexdigest()}, ranking.set_aside, facts)
+
+
+def read_rankings(workspace: Workspace, season: str) -> pd.DataFrame:
+    """Read the ranked looks of all batches of a season.
+
+    Returns
+    -------
+    DataFrame
+        Columns of :data:`RANKING_SCHEMA`, ordered by ``ref_id`` and ``rank``.
+
+    Raises
+    ------
+    StoreError
+        Where nothing was ranked.
+    """
+    names = [n for n in workspace.names(f"scenes/{season}") if n.endswith(".parquet")]
+    if not names:
+        raise StoreError(f"no scenes of season {season} are ranked in {workspace.url}")
+    parts = [pq.read_table(io.BytesIO(workspace.get(name) or b"")) for name in names]
+    frame: pd.DataFrame = pa.concat_tables(parts).to_pandas()
+    return frame.sort_values(["ref_id", "rank"], ignore_index=True)
