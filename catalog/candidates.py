@@ -27,6 +27,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from scipy.ndimage import distance_transform_edt
 from scipy.sparse import csr_array
 
 from catalog.assets import AssetPolicy, OpenAssets
@@ -220,7 +221,9 @@ def rank_looks(
     windows = list(glacier_windows(outlines, coarse).values())
     boxes = [lonlat_boxes(window.bounds, coarse) for window in windows]
     chunks = _chunks(outlines, others, windows)
-    size = sum((c.inside.sum(axis=1) for c in chunks), np.zeros(len(outlines)))
+    size = np.zeros((2, len(outlines)))
+    for chunk in chunks:
+        size += [chunk.inside.sum(axis=1), chunk.around.sum(axis=1)]
     latitudes = outlines.geometry.representative_point().y.to_numpy()
     rows: list[pd.DataFrame] = []
     faults: dict[str, SetAside] = {}
@@ -300,7 +303,9 @@ def _inside_and_around(
     if not inside.any():
         inside = burn([shape], touched=True)
         # ^ smaller than a pixel: those it touches stand for it
-    return inside, burn([shape.buffer(_RING_M)]) & ~burn(list(ice)) & ~inside
+    away = distance_transform_edt(~inside, sampling=window.grid.resolution_m)
+    # ^ of pixel centres; a buffer of an outline with thousands of vertices takes seconds
+    return inside, (away <= _RING_M) & ~burn(list(ice)) & ~inside
 
 
 def _membership(
@@ -467,7 +472,7 @@ def _rows(
     *,
     look: list[list[Scene]],
     sums: _Sums,
-    size: npt.NDArray[np.float64],
+    size: _Sums,
 ) -> pd.DataFrame:
     """One row for each glacier that has scenes in a look."""
     has = np.array([bool(scenes) for scenes in look])
@@ -478,9 +483,9 @@ def _rows(
     day = date.fromisoformat(first.datetime[:10])
     on, around = (dict(zip(_LAYERS, layer[has].T, strict=True)) for layer in sums)
     columns = {
-        "coverage": on["valid"] / size[has],
+        "coverage": on["valid"] / size[0][has],
         "cloud": _share(on["valid"] - on["clear"], on["valid"]),
-        "cloud_around": _share(around["valid"] - around["clear"], around["valid"]),
+        "hidden_around": 1.0 - _share(around["clear"], size[1][has]),
         "snow_around": _share(around["snow"], around["fair"]),
         "albedo": _share(on["albedo"], on["fair"]),
         "season_days": [days_from_ablation_end(day, lat) for lat in latitudes[has]],

@@ -12,8 +12,8 @@ The weights are argued, not fitted; they add up to one, so that a look with ever
   it is not weighted like cloud, for some of the snow lies above the snow line all year.
 * albedo, 0.15: snow on the glacier tells of the same snowfall, also where a glacier has no ground
   beside it; less than the ring, for its accumulation area is white in every look.
-* cloud around, 0.15: near cloud come the thin cloud and the shadow that no mask finds, and ice that
-  has left the outline.
+* hidden around, 0.15: beside cloud lie the thin cloud and the shadow that no mask finds, and where
+  the ground beside a glacier is not seen, neither is its margin if that has moved.
 * season, 0.1: far from the end of the ablation season what no pixel shows becomes likely, such as
   snow on debris; small, for the snow that counts is measured.
 * shadow, 0.1: ice in shadow is hard to tell but not hidden, and much the same in all looks of a
@@ -44,18 +44,19 @@ __all__ = [
 COMPONENTS = (
     "coverage",
     "cloud",
-    "cloud_around",
+    "hidden_around",
     "snow_around",
     "albedo",
     "season_days",
     "shadow",
     "sun_elevation",
 )
-"""What is measured of a look: shares in 0..1 (``coverage`` of the glacier, ``cloud`` and ``shadow``
-of what is covered of it, ``cloud_around`` and ``snow_around`` of the ring around it), the mean
-``albedo``, signed days and degrees; NaN = not known."""
+"""What is measured of a look, NaN where it is not known: the share of the glacier that the scenes
+cover; of that, the shares under cloud or its shadow and in the shadow of terrain; of the ring around
+it the share that is hidden, under cloud or beyond the scenes, and of the rest the share under snow;
+the glacier's mean albedo; signed days; degrees."""
 
-WEIGHTS = {"snow_around": 0.5, "albedo": 0.15, "cloud_around": 0.15, "season": 0.1, "shadow": 0.1}
+WEIGHTS = {"snow_around": 0.5, "albedo": 0.15, "hidden_around": 0.15, "season": 0.1, "shadow": 0.1}
 """What each penalty counts; see the module for why."""
 
 CAUSES = ("not_covered", "cloud", *WEIGHTS)
@@ -128,7 +129,7 @@ def broadband_albedo(green: _Reflectance, nir: _Reflectance) -> _Reflectance:
         Surface reflectance.
     """
     albedo = 0.726 * green - 0.322 * green**2 - 0.051 * nir + 0.581 * nir**2
-    return np.clip(albedo, 0.0, 1.0)
+    return np.asarray(np.clip(albedo, 0.0, 1.0))
 
 
 def ablation_end(latitude: float) -> float | None:
@@ -172,7 +173,7 @@ def days_from_ablation_end(day: date, latitude: float) -> float:
 def losses(frame: pd.DataFrame) -> pd.DataFrame:
     """What each cause takes from the score of each look.
 
-    Penalties are: the share of the ring under snow and under cloud; the albedo on the way from
+    Penalties are: the shares of the ring under snow and hidden; the albedo on the way from
     debris and dark ice (0.15) to fresh snow (0.85; Cuffey and Paterson 2010, *The Physics of
     Glaciers*, table 5.2); days from the end of the ablation season, full from 90 on; the share in
     shadow where it is known, otherwise the height of the sun, from 60 degrees, when only walls are
@@ -196,7 +197,7 @@ def losses(frame: pd.DataFrame) -> pd.DataFrame:
         "albedo": (
             ((frame["albedo"] - _DARK_ICE) / (_FRESH_SNOW - _DARK_ICE)).clip(0, 1).fillna(_UNKNOWN)
         ),
-        "cloud_around": frame["cloud_around"].fillna(_UNKNOWN),
+        "hidden_around": frame["hidden_around"].fillna(_UNKNOWN),
         "season": (frame["season_days"].abs() / _SEASON_DAYS).clip(0, 1).fillna(0.0),
         "shadow": frame["shadow"].fillna(sun).fillna(_UNKNOWN),
     }

@@ -95,6 +95,8 @@ def plan_acquisitions(spec: RegionSpec, season: SeasonSpec) -> list[Acquisition]
         cloud = season.cloudiness * float(rng.choice([0.05, 0.5, 1.1, 1.7]))
         if index == max(season.scenes - 2, 0):
             cloud = min(cloud, 0.25 * season.cloudiness)
+        if season.course:
+            snow, cloud = season.course[index]
         platform = "B" if season.year >= 2018 and rng.random() < 0.5 else "A"
         plans.append(
             Acquisition(season.label, index, when, min(snow, 1.0), min(cloud, 0.9), platform)

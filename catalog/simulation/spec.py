@@ -42,6 +42,9 @@ class SeasonSpec:
         Mean cloud cover of the season's scenes, 0 to 1.
     sensor
         Who takes them: Sentinel-2, or Landsat 8, which does since 2013.
+    course
+        Snowiness and cloud cover of each scene in order of time, in the place of what is drawn from
+        the two above; empty, or ``scenes`` pairs.
     """
 
     label: str
@@ -51,6 +54,7 @@ class SeasonSpec:
     snowiness: float = 0.2
     cloudiness: float = 0.2
     sensor: Literal["sentinel-2", "landsat-8"] = "sentinel-2"
+    course: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,11 @@ class RegionSpec:
                 )
             if season.sensor == "landsat-8" and season.year < 2013:
                 raise UsageError(f"season {season.label!r}: Landsat 8 delivers since 2013")
+            if season.course and len(season.course) != season.scenes:
+                raise UsageError(
+                    f"season {season.label!r} has {season.scenes} scenes and a course of "
+                    f"{len(season.course)}: give one pair a scene"
+                )
         if self.style not in _STYLES:
             raise UsageError(f"style is {self.style!r}; known styles are {sorted(_STYLES)}")
 
@@ -113,9 +122,11 @@ class RegionSpec:
     def as_json(self) -> str:
         """Canonical text of the spec; what is as usual is not said, so names outlive additions."""
         values = asdict(self)
+        usual = asdict(SeasonSpec("", 0))
         for season in values["seasons"]:
-            if season["sensor"] == "sentinel-2":
-                del season["sensor"]
+            for name in ("sensor", "course"):
+                if season[name] == usual[name]:
+                    del season[name]
         return json.dumps(values, sort_keys=True, indent=1)
 
     def digest(self) -> str:
