@@ -56,6 +56,7 @@ __all__ = [
     "coarse_grid",
     "glacier_windows",
     "looks_of",
+    "neighbours",
     "rank_looks",
     "read_look",
     "read_rankings",
@@ -162,6 +163,26 @@ def _window(box: npt.NDArray[np.float64], grid: RegionGrid, margin_m: float) -> 
     return Tile(grid, row0, col0, row1 - row0, col1 - col0)
 
 
+def neighbours(
+    outlines: gpd.GeoDataFrame, inventory: gpd.GeoDataFrame, grid: RegionGrid
+) -> gpd.GeoDataFrame:
+    """Rows of an inventory that may come near enough to some glaciers to meet their rings.
+
+    Parameters
+    ----------
+    outlines, inventory
+        Columns ``ref_id`` and ``geometry``, EPSG:4326.
+    grid
+        The region's grid.
+    """
+    coarse = coarse_grid(grid)
+    found: set[int] = set()
+    for window in glacier_windows(outlines, coarse).values():
+        for box in lonlat_boxes(window.bounds, coarse):
+            found.update(inventory.sindex.query(shapely.box(*box)).tolist())
+    return inventory.iloc[sorted(found)]
+
+
 def looks_of(scenes: Sequence[Scene]) -> list[list[Scene]]:
     """Scenes by day and sensor, ordered by them; within a look by time and id, each once."""
     once = {(s.datetime, s.id, s.collection): s for s in scenes}
@@ -189,8 +210,8 @@ def rank_looks(
     outlines
         The glaciers: columns ``ref_id`` and ``geometry``, EPSG:4326.
     others
-        All glaciers nearby, with the same columns: the ring around a glacier lies outside of them.
-        May hold those of ``outlines`` too.
+        All glaciers nearby, with the same columns, see :func:`neighbours`: the ring around a
+        glacier lies outside of them. May hold those of ``outlines`` too.
     grid
         The region's grid; pixels of about 60 m are read in its projection.
     scenes
@@ -435,13 +456,13 @@ def _reflectance(
 
 def read_look(
     scenes: Sequence[Scene], tile: Tile, roles: Sequence[str], *, policy: AssetPolicy
-) -> npt.NDArray[np.float32]:
-    """Read bands of one look, for a picture of it.
+) -> tuple[npt.NDArray[np.float32], _Mask]:
+    """Read bands of one look, and where it is clear, for a picture of it.
 
     Parameters
     ----------
     scenes
-        The granules of the look; where they overlap the first by time and id counts.
+        The granules of the look; where they overlap the first that is clear counts.
     tile
         Which pixels.
     roles
@@ -451,7 +472,7 @@ def read_look(
 
     Returns
     -------
-    ``(band, y, x)`` float32 surface reflectance, NaN where nothing was seen
+    ``(band, y, x)`` float32 surface reflectance, NaN where nothing was seen; ``(y, x)`` bool
 
     Raises
     ------
@@ -459,11 +480,15 @@ def read_look(
         As :meth:`catalog.assets.OpenAssets.read`.
     """
     out = np.full((len(roles), tile.height, tile.width), np.nan, np.float32)
+    seen = np.zeros(out.shape[1:], bool)
     with OpenAssets(policy) as assets:
         for scene in sorted(scenes, key=lambda s: (s.datetime, s.id)):
             pixels, valid = _reflectance(assets, scene, tile, roles)
-            np.copyto(out, pixels, where=valid & np.isnan(out[0]))
-    return out
+            _, _, clear = _read_scene(assets, scene, tile)
+            better = (valid & np.isnan(out[0])) | (valid & clear & ~seen)
+            np.copyto(out, pixels, where=better)
+            seen |= clear & valid
+    return out, seen
 
 
 def _rows(

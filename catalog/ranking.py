@@ -52,9 +52,9 @@ COMPONENTS = (
     "sun_elevation",
 )
 """What is measured of a look, NaN where it is not known: the share of the glacier that the scenes
-cover; of that, the shares under cloud or its shadow and in the shadow of terrain; of the ring around
-it the share that is hidden, under cloud or beyond the scenes, and of the rest the share under snow;
-the glacier's mean albedo; signed days; degrees."""
+cover; of that, the shares under cloud or its shadow and in the shadow of terrain; of the ring
+around it the share that is hidden, under cloud or beyond the scenes, and of the rest the share
+under snow; the glacier's mean albedo; signed days; degrees."""
 
 WEIGHTS = {"snow_around": 0.5, "albedo": 0.15, "hidden_around": 0.15, "season": 0.1, "shadow": 0.1}
 """What each penalty counts; see the module for why."""

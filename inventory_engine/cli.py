@@ -156,6 +156,26 @@ def change(
 
 
 @app.command()
+def scenes(
+    settings: SettingsFile = _REGION_FILE,
+    season: Annotated[str, typer.Option(help="Label of the season; the last one if left out.")] = (
+        ""
+    ),
+    glacier: Annotated[str, typer.Option(help="Id of one glacier; all if left out.")] = "",
+    top: Annotated[int, typer.Option(min=1, help="Looks shown of each glacier.")] = 5,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Picture of all looks at a glacier: a file, or a folder for all."),
+    ] = None,
+) -> None:
+    """Tell which scenes of a season show each glacier best, and why."""
+    from inventory_engine.scenes import show_scenes
+
+    wanted = load_settings(settings)
+    show_scenes(wanted, _console(), season=season, glacier=glacier, top=top, plot=plot)
+
+
+@app.command()
 def report(settings: SettingsFile = _REGION_FILE) -> None:
     """Write the report again from what is in the workspace."""
     from inventory_engine.pipeline import run_pipeline
