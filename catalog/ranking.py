@@ -229,5 +229,5 @@ def rank(frame: pd.DataFrame) -> pd.DataFrame:
         kind="stable",
         ignore_index=True,
     )
-    ranked["rank"] = ranked.groupby("ref_id").cumcount() + 1
+    ranked["rank"] = ranked.groupby("ref_id").cumcount().astype("int32") + 1
     return ranked

@@ -61,10 +61,7 @@ _PICTURE_PX = 220
 _MARGIN_M = 400.0
 _COLUMNS = 4
 _GAP_IN, _HEAD_IN, _CAPTION_IN = 0.1, 0.36, 0.33
-_LEGEND = (
-    "{}, {}, {} as red, green, blue. Hatched: masked as cloud or its shadow. Grey: not covered. "
-    "Up is true north within {:.1f}°."
-)
+_LEGEND = "{}. Hatched: cloud or its shadow. Grey: not covered. Up is true north within {:.1f}°."
 _OWN, _OTHERS = "#d7301f", "#e8a33d"
 
 
@@ -239,7 +236,8 @@ def draw_candidates(
         figure.text(
             left, 1 - 0.06 * line, title or ref_id, fontsize=8.5, fontweight="bold", va="top"
         )
-        told = _LEGEND.format(*bands, _off_north(tile))
+        colour = "Natural colour" if bands == NATURAL else f"{', '.join(bands)} as red, green, blue"
+        told = _LEGEND.format(colour, _off_north(tile))
         figure.text(left, 1 - 0.23 * line, told, fontsize=6.2, color=MUTED, va="top")
         lost = losses(looks)
         for number, image in enumerate(_stretched(pictures)):
