@@ -10,31 +10,26 @@ glacier's chunks is left out for that glacier altogether.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import shapely
 from scipy.ndimage import distance_transform_edt
 from scipy.sparse import csr_array
 
 from catalog.assets import AssetPolicy, OpenAssets
-from catalog.cube import Outcome, Workspace
-from catalog.errors import DataError, SetAside, StoreError
+from catalog.errors import DataError, SetAside
 from catalog.grid import LonLatBox, RegionGrid, lonlat_boxes
-from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
+from catalog.looks import looks_of
 from catalog.ranking import (
     COMPONENTS,
     broadband_albedo,
@@ -44,7 +39,7 @@ from catalog.ranking import (
     rank,
 )
 from catalog.sensors import Scene, boxes_meet
-from catalog.stacks import Tile, read_bands
+from catalog.stacks import Tile, given, read_bands, read_usable
 
 from rasterio.features import rasterize  # isort: skip
 
@@ -52,14 +47,11 @@ __all__ = [
     "RANKING_SCHEMA",
     "Ranking",
     "ShadowOf",
-    "build_ranking",
     "coarse_grid",
     "glacier_windows",
-    "looks_of",
     "neighbours",
     "rank_looks",
     "read_look",
-    "read_rankings",
 ]
 
 ShadowOf = Callable[[Tile, Scene], npt.NDArray[np.bool_]]
@@ -181,17 +173,6 @@ def neighbours(
         for box in lonlat_boxes(window.bounds, coarse):
             found.update(inventory.sindex.query(shapely.box(*box)).tolist())
     return inventory.iloc[sorted(found)]
-
-
-def looks_of(scenes: Sequence[Scene]) -> list[list[Scene]]:
-    """Scenes by day and sensor, ordered by them; within a look by time and id, each once."""
-    once = {(s.datetime, s.id, s.collection): s for s in scenes}
-    ordered = sorted((once[key] for key in sorted(once)), key=_look_key)
-    return [list(group) for _, group in groupby(ordered, key=_look_key)]
-
-
-def _look_key(scene: Scene) -> tuple[str, str]:
-    return scene.datetime[:10], scene.sensor
 
 
 def rank_looks(
@@ -430,15 +411,9 @@ def _read_scene(
     pixels, valid = _reflectance(assets, scene, tile, _ROLES)
     if not valid.any():
         return pixels, valid, valid
-    if scene.mask is None:
+    if not scene.masks:
         return pixels, valid, valid & ~is_cloud(*pixels)
-    size, kind = tile.grid.resolution_m, cast(MaskKind, scene.mask.role)
-    halo = mask_halo(size)
-    (classes,) = read_bands(
-        assets, [scene.mask], tile.widened(halo), dtype=MASK_DTYPES[kind], categories=True
-    )
-    valid = valid & (classes[halo:-halo, halo:-halo] > 0)
-    return pixels, valid, valid & usable_pixels(classes, resolution_m=size, kind=kind)
+    return pixels, valid, valid & read_usable(assets, scene.masks, tile)
 
 
 def _reflectance(
@@ -446,12 +421,12 @@ def _reflectance(
 ) -> tuple[npt.NDArray[np.float32], _Mask]:
     by_role = {band.role: band for band in scene.bands}
     bands = [by_role[role] for role in roles]
-    raw = read_bands(assets, bands, tile, dtype="uint16", overviews=True)
+    raw = read_bands(assets, bands, tile, dtype=scene.dtype, overviews=True)
     scale, offset = (
         np.array([getattr(band, name) for band in bands], np.float32)[:, None, None]
         for name in ("scale", "offset")
     )
-    return raw * scale + offset, (raw != 0).all(axis=0)
+    return (raw * scale + offset).astype(np.float32), np.asarray(given(raw).all(axis=0), np.bool_)
 
 
 def read_look(
@@ -525,7 +500,7 @@ def _rows(
             "sensor": first.sensor,
             "scene_ids": [sorted(s.id for s in scenes) for scenes in looked],
             **values,
-            "has_mask": [all(s.mask is not None for s in scenes) for scenes in looked],
+            "has_mask": [all(s.masks for s in scenes) for scenes in looked],
         }
     )
 
@@ -544,81 +519,3 @@ def _share(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> _Su
 def _mean(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else float("nan")
-
-
-def build_ranking(
-    workspace: Workspace,
-    season: str,
-    batch_id: str,
-    *,
-    outlines: gpd.GeoDataFrame,
-    others: gpd.GeoDataFrame,
-    grid: RegionGrid,
-    scenes: Sequence[Scene],
-    policy: AssetPolicy,
-    shadow: ShadowOf | None = None,
-) -> Outcome:
-    """Rank the looks of one season at one batch of glaciers, and write the table.
-
-    Parameters
-    ----------
-    workspace
-        Where: ``scenes/<season>/<batch_id>.parquet``.
-    season, batch_id
-        Names of the season and of the batch.
-    outlines, others, grid, scenes, policy, shadow
-        As for :func:`rank_looks`.
-
-    Returns
-    -------
-    Outcome
-        ``facts``: ``glaciers``, ``looks``, ``without_mask`` (scenes), ``unseen`` (glaciers that no
-        look sees clearly).
-
-    Raises
-    ------
-    SourceError
-        Where a source cannot be reached.
-    StoreError
-        Where the workspace cannot be written.
-    """
-    ranking = rank_looks(
-        outlines, others=others, grid=grid, scenes=scenes, policy=policy, shadow=shadow
-    )
-    frame = ranking.frame
-    sink = io.BytesIO()
-    table = pa.Table.from_pandas(frame, schema=RANKING_SCHEMA, preserve_index=False)
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
-    data = sink.getvalue()
-    name = f"scenes/{season}/{batch_id}.parquet"
-    workspace.put(name, data)
-    blind = frame[~frame["has_mask"].astype(bool)]
-    named = {s.id for s in scenes if s.mask is None}
-    facts = {
-        "glaciers": len(outlines),
-        "looks": int(frame.groupby(["day", "sensor"]).ngroups),
-        "without_mask": sorted(named & set(blind["scene_ids"].explode().dropna())),
-        "unseen": len(outlines) - int(frame[frame["score"] > 0]["ref_id"].nunique()),
-    }
-    return Outcome({name: hashlib.sha256(data).hexdigest()}, ranking.set_aside, facts)
-
-
-def read_rankings(workspace: Workspace, season: str) -> pd.DataFrame:
-    """Read the ranked looks of all batches of a season.
-
-    Returns
-    -------
-    DataFrame
-        Columns of :data:`RANKING_SCHEMA`, ordered by ``ref_id`` and ``rank``.
-
-    Raises
-    ------
-    StoreError
-        Where nothing was ranked.
-    """
-    names = [n for n in workspace.names(f"scenes/{season}") if n.endswith(".parquet")]
-    if not names:
-        raise StoreError(f"no scenes of season {season} are ranked in {workspace.url}")
-    parts = [pq.read_table(io.BytesIO(workspace.get(name) or b"")) for name in names]
-    frame: pd.DataFrame = pa.concat_tables(parts).to_pandas()
-    return frame.sort_values(["ref_id", "rank"], ignore_index=True)

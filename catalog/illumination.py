@@ -34,6 +34,7 @@ from catalog.cube import (
     Workspace,
     create_layer,
     read_window,
+    terrain_name,
     write_shard,
 )
 from catalog.errors import SetAside, UsageError
@@ -55,7 +56,6 @@ sun 30 degrees high, 11.2 km at 15. Further away only a mountain counts that ris
 that above the pixel, and at a steeper angle than the sun's over all that distance."""
 
 _UNKNOWN = int(LAYERS["illumination"].fill)
-_TERRAIN = "cube.zarr/terrain"
 _ELEVATION = TERRAIN_BANDS.index("elevation")
 _EPOCH = date(1970, 1, 1)
 _LOWEST_SUN_DEG = 3.0
@@ -145,8 +145,8 @@ def cast_shadow(
     Rays are lines of a grid that is sheared until they run along its columns. There the horizon of
     a pixel is a running maximum of the heights it passes, each lowered by the fall of the ray; the
     cost is a few operations a pixel however long the shadows are. Heights are interpolated linearly
-    across the rays, twice: an edge is true to about a pixel, but where a ray passes over smooth ground so
-    closely that it clears or misses it by less than it rises over two pixels.
+    across the rays, twice: an edge is true to about a pixel, but where a ray passes over smooth
+    ground so closely that it clears or misses it by less than it rises over two pixels.
 
     Parameters
     ----------
@@ -285,7 +285,8 @@ def build_illumination_shard(
     StoreError
         Where the store cannot be read or written.
     """
-    dates, terrain = workspace.array(f"cube.zarr/{season}/date"), workspace.array(_TERRAIN)
+    dates = workspace.array(f"cube.zarr/{season}/date")
+    terrain = workspace.array(terrain_name(shard.grid))
     whole = _as_tile(shard)
     days = read_window(dates, whole.row, whole.col, shape=(whole.height, whole.width))
     counts = dict(zip(*(v.tolist() for v in np.unique(days, return_counts=True)), strict=True))

@@ -28,6 +28,6 @@ def look_name(scene: Scene) -> tuple[str, str]:
 
 
 def looks_of(scenes: Sequence[Scene]) -> list[list[Scene]]:
-    """Scenes of each look, in the order of time; a day's sensors in the order of their names."""
-    ordered = sorted(scenes, key=lambda scene: (*look_name(scene), scene.datetime, scene.id))
-    return [list(group) for _, group in groupby(ordered, key=look_name)]
+    """Scenes of each look, each once, in the order of time; of a day by the sensor's name."""
+    once = {(*look_name(s), s.datetime, s.id, s.collection): s for s in scenes}
+    return [list(group) for _, group in groupby((once[k] for k in sorted(once)), key=look_name)]

@@ -129,7 +129,8 @@ def broadband_albedo(green: _Reflectance, nir: _Reflectance) -> _Reflectance:
         Surface reflectance.
     """
     albedo = 0.726 * green - 0.322 * green**2 - 0.051 * nir + 0.581 * nir**2
-    return np.asarray(np.clip(albedo, 0.0, 1.0))
+    clipped: _Reflectance = np.clip(albedo, 0.0, 1.0)
+    return clipped
 
 
 def ablation_end(latitude: float) -> float | None:

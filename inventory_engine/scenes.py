@@ -358,7 +358,7 @@ def rank_region(
     """
     frame = region.reference.frame
     wanted = set(frame["ref_id"] if ref_ids is None else ref_ids)
-    batches = [batch for batch in region.batches if wanted & set(batch.ref_ids)]
+    batches = [batch for batch in region.batches[1] if wanted & set(batch.ref_ids)]
     found = []
     for number, batch in enumerate(batches):
         outlines = frame[frame["ref_id"].isin(wanted & set(batch.ref_ids))]

@@ -25,7 +25,6 @@ from catalog.candidates import (
     build_ranking,
     coarse_grid,
     glacier_windows,
-    looks_of,
     neighbours,
     rank_looks,
     read_look,
@@ -34,6 +33,7 @@ from catalog.candidates import (
 from catalog.cube import Workspace
 from catalog.errors import StoreError
 from catalog.grid import RegionGrid
+from catalog.looks import looks_of
 from catalog.ranking import broadband_albedo
 from catalog.sensors import BandSource, Scene, describe_item
 from catalog.stacks import Tile, read_bands
