@@ -22,6 +22,7 @@ from catalog.grid import RegionGrid
 from change_detection import zonal
 from change_detection.attributes import iso_day, topography
 from change_detection.divides import GlacierBatch
+from change_detection.misregistration import divide_vectors, shift_sigma_km2
 from change_detection.scene import Scene
 from change_detection.uncertainty import boundary_sigma_km2, ensemble_sd
 
@@ -61,8 +62,10 @@ ACCOUNT_SCHEMA = pa.schema(
 that was not seen in this season. ``area_clean_km2`` and ``area_debris_km2`` are seen ice only,
 ``area_water_km2`` is water inside the reference outline, ``area_beyond_km2`` is the ice outside of
 it. ``day`` is the median day of the seen pixels, ``date_span_days`` the days between the first and
-the last. ``perimeter_km`` is the length of the ice margin without divides. ``n_parts`` counts
-separate pieces of at least 0.01 km2. ``member_area_km2`` has an entry for each member by its bit.
+the last. ``perimeter_km`` is the length of the ice margin without divides; ``boundary_sigma_km2``
+is what mixed pixels along it and a shift of the ice against the divides may amount to. ``n_parts``
+counts separate pieces of at least 0.01 km2. ``member_area_km2`` has an entry for each member by its
+bit.
 ``look_days`` are the days of the looks that the glacier was mapped from, ``look_shares`` what part
 of its seen pixels came from each; the largest first.
 """
@@ -112,8 +115,12 @@ def account_rows(
     grid: RegionGrid,
     elevation: npt.NDArray[np.float32] | None,
     season_window: tuple[str, str],
+    residual_m: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Account for every glacier of a batch in one season.
+
+    ``residual_m`` is the standard deviation along one axis by which the season's scenes may lie off
+    the reference's divides, metres; NaN where it is not known, and then there is no interval.
 
     Returns
     -------
@@ -129,6 +136,9 @@ def account_rows(
     columns |= _days(scene, territory, zone)
     looks = zonal.shares(scene.day, zone, territory.count, where=scene.dated & (zone > 0))
     columns |= _margin(mine, territory.count, grid)
+    columns["boundary_sigma_km2"] = np.hypot(
+        columns["boundary_sigma_km2"], _shift_sigma(batch, frame, grid, residual_m)
+    )
     columns["area_ensemble_sd_km2"] = ensemble_sd(members)
     columns["n_members"] = np.isfinite(members).sum(axis=0)
     columns["n_parts"] = _parts(patches, patch_owner, count=territory.count, grid=grid)
@@ -196,6 +206,16 @@ def _margin(mine: Labels, count: int, grid: RegionGrid) -> dict[str, npt.NDArray
         "perimeter_km": length_m / 1e3,
         "boundary_sigma_km2": boundary_sigma_km2(length_m, grid.resolution_m),
     }
+
+
+def _shift_sigma(
+    batch: GlacierBatch, frame: gpd.GeoDataFrame, grid: RegionGrid, residual_m: float
+) -> npt.NDArray[np.float64]:
+    if residual_m == 0:
+        return np.zeros(len(batch.ref_ids))
+    rows = frame[frame["ref_id"].isin(batch.ref_ids)].set_index("ref_id")
+    outlines = rows.loc[list(batch.ref_ids)].geometry.to_crs(grid.proj4).to_numpy()
+    return shift_sigma_km2(divide_vectors(outlines), residual_m)
 
 
 def _member_areas(

@@ -96,6 +96,7 @@ def trace_batch(
     season_window: tuple[str, str],
     min_area_km2: float = MIN_AREA_KM2,
     area_scale: float = 1.0,
+    residual_m: float = 0.0,
 ) -> Outcome:
     """Outline and account for the glaciers of one batch in one season.
 
@@ -121,6 +122,9 @@ def trace_batch(
         Smaller separate pieces get no polygon.
     area_scale
         Calibration of the ensemble's spread of areas; 1: as the members have it.
+    residual_m
+        How far the season's scenes may still lie off, see
+        :func:`change_detection.accounts.account_rows`.
 
     Returns
     -------
@@ -145,6 +149,7 @@ def trace_batch(
         grid=grid,
         elevation=elevation,
         season_window=season_window,
+        residual_m=residual_m,
     )
     patches, owner = own_ice(scene.ice | (~scene.seen & (territory.inside > 0)), territory)
     parts, owner = _large_parts(patches, owner, min_area_km2 / grid.pixel_area_km2)
