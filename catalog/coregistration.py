@@ -55,7 +55,9 @@ _ICE_BUFFER_M = 100.0
 _SNOW_INDEX = 0.4
 # ^ (green - swir1) / (green + swir1) of snow is above (Hall et al. 1995), and so is that of water
 _CORRECTED_PX = 0.5
+# ^ of the region's grid; interpolating between pixels blurs more than a smaller shift displaces
 _PLAUSIBLE_PX = 5.0
+# ^ of the scenes compared; a third of what a window can find
 _MAX_SCATTER_PX = 1.0
 _COMMON_PX = 0.1
 # ^ what changed sun does to all windows alike, which their scatter does not show: measured on
@@ -203,8 +205,8 @@ def coregister(
     outlines
         Glaciers, EPSG:4326; ground is stable outside of them, 100 m away.
     grid
-        The region's grid. Pixels are compared in its projection, at the coarser scene's resolution;
-        what half a pixel is and what is plausible is a matter of the grid's.
+        The region's grid. Pixels are compared in its projection, at the coarser scene's resolution,
+        and five pixels of that are plausible; half a pixel of the grid is what is corrected.
 
     Returns
     -------
@@ -322,7 +324,7 @@ def _combine(
     grid: RegionGrid,
     lattice: RegionGrid,
 ) -> Shift:
-    """Median of the windows; what to do with it is a matter of the region's pixels."""
+    """Median of the windows, and what follows from it."""
     each = np.array([(one.dx_m, one.dy_m) for one in found])
     dx, dy = (float(v) for v in np.median(each, axis=0))
     nmad = 1.4826 * np.median(np.abs(each - (dx, dy)), axis=0)
@@ -338,14 +340,14 @@ def _combine(
     common = _COMMON_PX * lattice.resolution_m
     error = math.hypot(_MEDIAN_ERROR * scatter / math.sqrt(len(found)), common)
     length = math.hypot(dx, dy)
-    pixel = grid.resolution_m
-    state: State = "corrected" if length > _CORRECTED_PX * pixel else "kept"
+    plausible = _PLAUSIBLE_PX * lattice.resolution_m
+    state: State = "corrected" if length > _CORRECTED_PX * grid.resolution_m else "kept"
     reason = ""
-    if length > _PLAUSIBLE_PX * pixel:
+    if length > plausible:
         state = "misregistered"
         reason = (
             f"it lies {length:.0f} m ({dx:.0f} m east, {dy:.0f} m north) from {reference.id}, "
-            f"plausible are {_PLAUSIBLE_PX * pixel:.0f} m"
+            f"plausible are {plausible:.0f} m"
         )
     left = error if state == "corrected" else math.hypot(error, length / math.sqrt(2))
     return Shift(

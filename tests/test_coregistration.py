@@ -295,6 +295,15 @@ def test_a_shift_depends_on_neither_shards_nor_chunks_nor_the_order_of_outlines(
     assert len(found) == 1
 
 
+def test_a_coarser_grid_changes_what_is_corrected_but_not_what_is_measured(folder, still, policy):
+    scene = make(folder, "coarse", 12, 0)
+    fine, coarse = (
+        coregister(policy, scene, [still], ICE, small_grid(resolution_m=size)) for size in (10, 30)
+    )
+    assert (fine.state, coarse.state) == ("corrected", "kept")
+    assert (fine.dx_m, fine.dy_m, fine.windows) == (coarse.dx_m, coarse.dy_m, coarse.windows)
+
+
 def test_stable_ground_alone_is_compared(folder, still, policy):
     """What moves inside outlines and under snow or cloud says nothing about the scene."""
 
@@ -327,7 +336,7 @@ def test_too_little_stable_ground_leaves_a_scene_not_measured(
     assert "expected 3 at least" in found.reason
     assert found.dx_m is None
     assert found.residual_m == 6.4
-    assert found.looks <= 24
+    assert found.looks == (0 if name == "ice" else 24)
     kept, faults = aligned([describe_item(item)], {found.scene_id: found})
     assert kept == [describe_item(item)]
     assert not faults
