@@ -304,7 +304,7 @@ def build_illumination_shard(
         "suns": len(suns),
         "valid_fraction": round(float(known.mean()), 6),
         "shaded_fraction": round(float((out == 0).sum() / max(1, known.sum())), 6),
-        "horizon_known_fraction": round(float(np.isfinite(ground.height).mean()), 6),
+        "horizon_known_fraction": round(ground.known, 6),
     }
     faults = [
         SetAside(
@@ -326,6 +326,11 @@ class _Ground:
 
     area: Tile
     height: npt.NDArray[np.float32]
+
+    @property
+    def known(self) -> float:
+        """Share of its pixels whose elevation is known."""
+        return float(np.mean([np.isfinite(row).mean() for row in self.height]))
 
     def of(self, tile: Tile) -> npt.NDArray[np.float32]:
         """Elevation of a window within."""
