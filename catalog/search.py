@@ -25,6 +25,7 @@ from urllib3.exceptions import HTTPError
 from catalog.assets import AssetPolicy, public_href
 from catalog.errors import DataError, EngineError, SetAside, SourceError, UsageError
 from catalog.grid import LonLatBox
+from catalog.processings import newest_processings
 from catalog.sensors import Scene, boxes_meet, describe_item
 from catalog.user_sensors import SensorSpec
 
@@ -109,7 +110,7 @@ class SceneSource:
             except EngineError as error:
                 faults.append(SetAside(key[1][:140], error.kind, str(error)))
         scenes = [s for s in scenes if _is_clear_enough(s, max_cloud_percent)]
-        kept, superseded = _newest(scenes)
+        kept, superseded = newest_processings(scenes)
         kept.sort(key=lambda scene: (scene.datetime, scene.id))
         return SearchResult(tuple(kept), tuple(sorted({*faults, *superseded})))
 
@@ -539,25 +540,3 @@ def _interval(first: datetime | None, last: datetime | None) -> str | None:
 def _is_clear_enough(scene: Scene, limit: float | None) -> bool:
     cloud = scene.cloud_percent
     return limit is None or scene.kind != "optical" or cloud is None or cloud <= limit
-
-
-def _newest(scenes: Sequence[Scene]) -> tuple[list[Scene], list[SetAside]]:
-    """Of several processings of one granule keep the newest; of equally new ones keep all."""
-    best: dict[str, Scene] = {}
-    for scene in scenes:
-        if scene.granule and _age(scene) > _age(best.setdefault(scene.granule, scene)):
-            best[scene.granule] = scene
-    kept, superseded = [], []
-    for scene in scenes:
-        newest = best.get(scene.granule, scene)
-        if _age(scene) < _age(newest):
-            reason = f"baseline {scene.baseline}; the same granule with {newest.baseline} is "
-            superseded.append(SetAside(scene.id, "superseded", reason + newest.id))
-        else:
-            kept.append(scene)
-    return kept, superseded
-
-
-def _age(scene: Scene) -> float:
-    """Order of processings: the larger, the newer."""
-    return float(scene.baseline or 0)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pystac
+import pytest
 from rasters import CENTRE, write_items
 from servers import file_script, scripted_server, stac_server
 
 from catalog.assets import AssetPolicy
 from catalog.search import SearchResult, open_source
 
+REAL = Path(os.environ.get("INVENTORY_ENGINE_TEST_DATA", "../shared/data")) / "stac"
 NOWHERE = AssetPolicy(())
 HERE = [(CENTRE[0] - 0.01, CENTRE[1] - 0.01, CENTRE[0] + 0.01, CENTRE[1] + 0.01)]
 
@@ -95,6 +98,20 @@ def write_static_catalogue(folder: Path, items: list[dict]) -> Path:
                 place.write_text(json.dumps(item))
         path.write_text(json.dumps(collection))
     return folder / "catalog.json"
+
+
+def recorded_items() -> list[dict]:
+    """Every recorded item that is valid STAC, each once."""
+    if not REAL.is_dir():
+        pytest.skip(f"the real STAC items are not at {REAL} (set INVENTORY_ENGINE_TEST_DATA)")
+    found: dict[tuple[str, str], dict] = {}
+    for path in sorted(REAL.iterdir()):
+        document = json.loads(path.read_text())
+        items = document if isinstance(document, list) else document.get("features", [document])
+        for item in items:
+            if all("href" in asset for asset in item["assets"].values()):
+                found.setdefault((item["collection"], item["id"]), item)
+    return list(found.values())
 
 
 @contextlib.contextmanager

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import catalogues
 import pytest
-from catalogues import Serve, bare_item, find, ids, placed, with_absolute_hrefs
+from catalogues import Serve, bare_item, find, ids, placed, recorded_items, with_absolute_hrefs
 from pgstac import PgStac, pgstac_server
 from rasters import dem_item, optical_item, sar_item, write_items
 
-REAL = Path(os.environ.get("INVENTORY_ENGINE_TEST_DATA", "../shared/data")) / "stac"
 EVERYWHERE = [(-180.0, -90.0, 180.0, 90.0)]
 COLLECTIONS = [
     "cop-dem-glo-30",
@@ -146,20 +143,6 @@ def test_items_that_cannot_be_used_are_named_and_the_others_kept(
         ("doubtful", "radiometry-doubtful"),
     ]
     assert "red or B04" in result.set_aside[0].reason
-
-
-def recorded_items() -> list[dict]:
-    """Every recorded item that is valid STAC, each once."""
-    if not REAL.is_dir():
-        pytest.skip(f"the real STAC items are not at {REAL} (set INVENTORY_ENGINE_TEST_DATA)")
-    found: dict[tuple[str, str], dict] = {}
-    for path in sorted(REAL.iterdir()):
-        document = json.loads(path.read_text())
-        items = document if isinstance(document, list) else document.get("features", [document])
-        for item in items:
-            if all("href" in asset for asset in item["assets"].values()):
-                found.setdefault((item["collection"], item["id"]), item)
-    return list(found.values())
 
 
 @pytest.mark.real_data

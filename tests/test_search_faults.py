@@ -9,6 +9,7 @@ import copy
 import itertools
 import json
 import random
+import re
 import socket
 import threading
 import time
@@ -18,10 +19,10 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from catalogues import HERE, NOWHERE, bare_item, find, ids
+from catalogues import HERE, NOWHERE, bare_item, find, ids, recorded_items
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasters import write_items
+from rasters import landsat_item, write_items
 from servers import Answer, Request, api, page, paged, scripted_server
 
 import catalog.search
@@ -319,10 +320,11 @@ PATHS = [
     ("links",),
     ("stac_version",),
 ]
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=5,
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+JUNK = (
+    SCALARS
+    | st.lists(SCALARS, max_size=4)
+    | st.dictionaries(st.text(max_size=5), SCALARS, max_size=3)
 )
 GONE = object()
 
@@ -415,6 +417,64 @@ def test_s9_of_a_reprocessed_granule_the_newest_is_kept_and_both_are_named(
     (fault,) = found.set_aside
     assert (fault.what, fault.kind) == ("b-old", "superseded")
     assert "a-new" in fault.reason
+
+
+def landsat(item_id: str, product: str, tmp: Path) -> dict:
+    item = landsat_item(tmp, item_id, when="2023-10-08T17:37:26Z")
+    for key, asset in item["assets"].items():
+        asset["href"] = f"https://assets.example/{product}/{product}_{key}.TIF"
+    return item
+
+
+@counts(3, 30)
+def test_s9_of_a_landsat_scene_processed_again_the_newest_is_kept(
+    seed: int, tmp_path: Path
+) -> None:
+    dice = random.Random(seed)
+    first, second = (f"202311{day:02d}" for day in sorted(dice.sample(range(1, 31), 2)))
+    scene = f"LC08_L2SP_{dice.randint(1, 233):03d}032_20231008"
+    old_tier = dice.choice(["T1", "T2"])
+    items = [
+        # The catalogue's own ids leave the day of processing out.
+        landsat(f"{scene}_02_{old_tier}-a", f"{scene}_{first}_02_{old_tier}", tmp_path),
+        landsat(f"{scene}_02_T1-b", f"{scene}_{second}_02_T1", tmp_path),
+        landsat("next-row", f"{scene.replace('032_', '033_')}_{first}_02_T1", tmp_path),
+        landsat("next-day", f"{scene[:-1]}9_{first}_02_T1", tmp_path),
+    ]
+    dice.shuffle(items)
+    found = find(
+        write_items(tmp_path / "items.json", items),
+        collections=["landsat-c2-l2"],
+        start=None,
+        end=None,
+    )
+    assert ids(found) == [f"{scene}_02_T1-b", "next-day", "next-row"]
+    (fault,) = found.set_aside
+    assert (fault.what, fault.kind) == (f"{scene}_02_{old_tier}-a", "superseded")
+    assert f"{scene}_02_T1-b" in fault.reason
+    assert first in fault.reason
+    assert second in fault.reason
+
+
+def test_s9_of_one_day_of_processing_the_better_tier_is_kept(tmp_path: Path) -> None:
+    scene = "LC08_L2SP_033032_20231008_20231017_02"
+    items = [landsat(f"{scene}_{tier}", f"{scene}_{tier}", tmp_path) for tier in ("T2", "T1")]
+    for order in (items, items[::-1]):
+        path = write_items(tmp_path / "items.json", order)
+        found = find(path, collections=["landsat-c2-l2"], start=None, end=None)
+        assert ids(found) == [f"{scene}_T1"]
+
+
+@pytest.mark.real_data
+def test_s9_recorded_landsat_scenes_are_all_different(tmp_path: Path) -> None:
+    items = [i for i in recorded_items() if i["collection"] == "landsat-c2-l2"]
+    assert len(items) > 5
+    path = write_items(tmp_path / "items.json", items)
+    whole = [(-180.0, -90.0, 180.0, 90.0)]
+    found = find(path, collections=["landsat-c2-l2"], boxes=whole, start=None, end=None)
+    assert "superseded" not in {fault.kind for fault in found.set_aside}
+    products = {re.search(r"/(L[^/]+_\d{8}_\d{8}_02_T\d)/", s.bands[0].href) for s in found.scenes}
+    assert None not in products
 
 
 @counts(4, 40)
