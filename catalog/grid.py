@@ -22,7 +22,15 @@ from pyproj import CRS, Transformer
 
 from catalog.errors import UsageError
 
-__all__ = ["LonLatBox", "RegionGrid", "Shard", "convergence", "lonlat_boxes", "region_grid"]
+__all__ = [
+    "LonLatBox",
+    "RegionGrid",
+    "Shard",
+    "convergence",
+    "lonlat_boxes",
+    "region_grid",
+    "split_box",
+]
 
 LonLatBox = tuple[float, float, float, float]
 """West, south, east, north in degrees with west <= east; never crosses the antimeridian."""
@@ -340,17 +348,44 @@ def lonlat_boxes(
     unwrapped = (np.asarray(lon) - grid.lon_0 + 180.0) % 360.0 - 180.0 + grid.lon_0
     pad = 0.02 * max(float(unwrapped.max() - unwrapped.min()), 1e-4)
     west, east = float(unwrapped.min()) - pad, float(unwrapped.max()) + pad
-    return [(w, south, e, north) for w, e in _split_at_antimeridian(west, east)]
+    return split_box(west, south, east, north)
 
 
-def _split_at_antimeridian(west: float, east: float) -> list[tuple[float, float]]:
+def split_box(west: float, south: float, east: float, north: float) -> list[LonLatBox]:
+    """Valid boxes that together are one box with longitudes of any range.
+
+    Parameters
+    ----------
+    west, south, east, north
+        Degrees; longitudes may run from 0 to 360 or further. Where west > east the box crosses the
+        antimeridian, or Greenwich with longitudes from 0 to 360 (RFC 7946, section 5.2).
+
+    Returns
+    -------
+    list of LonLatBox
+        The box itself where it is valid, two where it crosses the antimeridian, one over all
+        longitudes where it is 360 degrees wide or wider. The sum of their areas is that of the box.
+
+    Raises
+    ------
+    UsageError
+        Where a number is not finite, or the latitudes are no latitudes.
+    """
+    if not all(map(math.isfinite, (west, south, east, north))) or not -90 <= south <= north <= 90:
+        raise UsageError(
+            f"{(west, south, east, north)} is no box in degrees: expected west, south, east, north"
+        )
+    if -180.0 <= west <= east <= 180.0:
+        return [(west, south, east, north)]
+    if west > east:
+        east += 360.0 * math.ceil((west - east) / 360.0)
     if east - west >= 360.0:
-        return [(-180.0, 180.0)]
-    if west < -180.0:
-        return [(west + 360.0, 180.0), (-180.0, east)]
-    if east > 180.0:
-        return [(west, 180.0), (-180.0, east - 360.0)]
-    return [(west, east)]
+        return [(-180.0, south, 180.0, north)]
+    turns = 360.0 * math.floor((west + 180.0) / 360.0)
+    west, east = west - turns, east - turns
+    if east <= 180.0:
+        return [(west, south, east, north)]
+    return [(west, south, 180.0, north), (-180.0, south, east - 360.0, north)]
 
 
 def region_grid(

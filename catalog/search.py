@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from catalog.assets import AssetPolicy, public_href
 from catalog.errors import DataError, EngineError, SetAside, SourceError, UsageError
-from catalog.grid import LonLatBox
+from catalog.grid import LonLatBox, split_box
 from catalog.processings import newest_processings
 from catalog.sensors import Scene, boxes_meet, describe_item
 from catalog.user_sensors import SensorSpec
@@ -77,7 +77,8 @@ class SceneSource:
         collections
             Names of collections.
         boxes
-            Where, in degrees; one scene that meets several counts once.
+            Where, in degrees, longitudes of any range, see :func:`catalog.grid.split_box`; one
+            scene that meets several counts once.
         start, end
             Days (``2024-07-01``; the last one counts in full) or RFC 3339 times; None is open.
         max_cloud_percent
@@ -96,9 +97,10 @@ class SceneSource:
         first, last = _moment(start, end_of_day=False), _moment(end, end_of_day=True)
         if first and last and first > last:
             raise UsageError(f"the season ends before it begins: {start} to {end}")
+        valid = [part for box in boxes for part in split_box(*box)]
         unique: dict[tuple[str, str], _Item] = {}
         faults: list[SetAside] = []
-        for item in self._items.find(sorted(collections), boxes, first, last):
+        for item in self._items.find(sorted(collections), valid, first, last):
             if isinstance(item, Mapping):
                 unique.setdefault(_names(item), item)
             else:

@@ -11,7 +11,7 @@ import catalogues
 import pytest
 from catalogues import Serve, bare_item, find, ids, placed, recorded_items, with_absolute_hrefs
 from pgstac import PgStac, pgstac_server
-from rasters import dem_item, optical_item, sar_item, write_items
+from rasters import CENTRE, dem_item, optical_item, sar_item, write_items
 
 EVERYWHERE = [(-180.0, -90.0, 180.0, 90.0)]
 COLLECTIONS = [
@@ -109,6 +109,14 @@ def test_a_scene_over_the_antimeridian_is_found_from_both_sides(
         assert ids(find(location, boxes=[east])) == ["over"]
         assert ids(find(location, boxes=[east, west])) == ["over"]
         assert ids(find(location, boxes=[(-0.2, -16.6, 0.2, -16.4)])) == ["greenwich"]
+
+
+def test_a_place_without_extent_finds_the_scenes_that_show_it(serve: Serve, tmp_path: Path) -> None:
+    x, y = CENTRE
+    items = [bare_item("here"), placed(bare_item("elsewhere"), (0, 0, 1, 1))]
+    with serve(tmp_path, items) as location:
+        for west in (x, x + 360):
+            assert ids(find(location, boxes=[(west, y, west, y)])) == ["here"]
 
 
 def test_cloudy_scenes_are_passed_over_and_silent_ones_kept(serve: Serve, tmp_path: Path) -> None:

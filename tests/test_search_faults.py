@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import random
 import re
 import socket
@@ -26,7 +27,8 @@ from rasters import landsat_item, write_items
 from servers import Answer, Request, api, page, paged, scripted_server
 
 import catalog.search
-from catalog.errors import DataError, EngineError, SourceError
+from catalog.errors import DataError, EngineError, SourceError, UsageError
+from catalog.grid import region_grid, split_box
 from catalog.search import open_source
 
 ITEMS = [bare_item(f"item{n}") for n in range(7)]
@@ -491,3 +493,105 @@ def test_s10_a_scene_whose_fields_contradict_each_other_is_not_used(
     found = find(write_items(tmp_path / "items.json", [item, bare_item("good")]))
     assert ids(found) == (["good"] if lying else ["good", "scene"])
     assert [fault.kind for fault in found.set_aside] == ["radiometry-doubtful"] * lying
+
+
+@st.composite
+def any_box(draw: st.DrawFn) -> tuple[float, float, float, float]:
+    """Boxes as people write them: over 180 degrees, 0 to 360, at poles, without area."""
+    west = draw(st.floats(-540, 540) | st.sampled_from([-180.0, 0.0, 179.5, 180.0, 359.0, 360.0]))
+    width = draw(st.floats(0, 400) | st.sampled_from([0.0, 1e-9, 1.0, 180.0, 360.0]))
+    south, north = sorted(
+        draw(st.floats(-90, 90) | st.sampled_from([-90.0, 90.0])) for _ in range(2)
+    )
+    return west, south, west + width, north
+
+
+def area(box: tuple[float, float, float, float]) -> float:
+    """Steradians."""
+    west, south, east, north = box
+    return math.radians(east - west) * (
+        math.sin(math.radians(north)) - math.sin(math.radians(south))
+    )
+
+
+def is_kept(box: tuple[float, float, float, float]) -> None:
+    parts = split_box(*box)
+    assert 1 <= len(parts) <= 2
+    for west, south, east, north in parts:
+        assert -180 <= west <= east <= 180
+        assert -90 <= south <= north <= 90
+    west, south, east, north = box
+    wanted = (west, south, min(east, west + 360), north)
+    assert sum(map(area, parts)) == pytest.approx(area(wanted), abs=1e-9)
+    for share in (0, 0.3, 0.7, 1):  # each place of the box is in a part, whole turns away
+        lon = west + share * (wanted[2] - west)
+        assert any(
+            part[0] - 1e-9 <= lon + turn <= part[2] + 1e-9
+            for part in parts
+            for turn in range(-1080, 1081, 360)
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_box())
+def test_s12_any_box_becomes_valid_ones_of_the_same_area(
+    box: tuple[float, float, float, float],
+) -> None:
+    is_kept(box)
+
+
+@pytest.mark.chaos
+@settings(max_examples=500, deadline=None)
+@given(any_box())
+def test_s12_five_hundred_boxes_become_valid_ones_of_the_same_area(
+    box: tuple[float, float, float, float],
+) -> None:
+    is_kept(box)
+
+
+@pytest.mark.parametrize(
+    ("box", "parts"),
+    [
+        ((179.0, -17.0, -179.0, -16.0), [(179, -17, 180, -16), (-180, -17, -179, -16)]),
+        ((350.0, 60.0, 10.0, 61.0), [(-10, 60, 10, 61)]),
+        ((190.0, 60.0, 200.0, 61.0), [(-170, 60, -160, 61)]),
+        ((10.0, 46.0, 11.0, 47.0), [(10, 46, 11, 47)]),
+        ((-180.0, 80.0, 180.0, 90.0), [(-180, 80, 180, 90)]),
+        ((0.0, -90.0, 360.0, -80.0), [(-180, -90, 180, -80)]),
+        ((10.0, 46.0, 10.0, 46.0), [(10, 46, 10, 46)]),
+        ((370.0, 46.0, 370.0, 46.0), [(10, 46, 10, 46)]),
+    ],
+)
+def test_s12_catalogues_are_asked_for_valid_boxes_alone(box: tuple, parts: list[tuple]) -> None:
+    with scripted_server(api(paged([[]]))) as server:
+        find(server.url, boxes=[box])
+        asked = [json.loads(r.body)["bbox"] for r in server.requests if r.path == "/search"]
+    assert asked == [list(part) for part in parts]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0, 10, 1, 5),
+        (0, -91, 1, 5),
+        (0, 0, 1, 91),
+        (float("nan"), 0, 1, 1),
+        (0, 0, float("inf"), 1),
+    ],
+)
+def test_s12_what_is_no_box_is_a_bad_question(box: tuple, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no box in degrees"):
+        find(write_items(tmp_path / "items.json", []), boxes=[box])
+
+
+@pytest.mark.parametrize("lon", [-179.4, -179.0, 179.3, 180.0])
+@pytest.mark.parametrize("lat", [-16.5, 68.0, 83.0])
+def test_s12_every_shard_of_a_region_at_the_antimeridian_has_valid_boxes(
+    lon: float, lat: float
+) -> None:
+    grid = region_grid([lon - 0.6, lon + 0.6], [lat, lat + 0.5], margin_m=30_000)
+    for shard in grid.shards():
+        for west, south, east, north in shard.lonlat_boxes:
+            assert -180 <= west <= east <= 180
+            assert east - west < 20
+            assert south <= north
