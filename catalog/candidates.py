@@ -233,15 +233,17 @@ def rank_looks(
         near = [scene for scene in look if any(_meets(scene, b) for b in boxes)]
         if not near:
             continue
+        lit = all(s.sun_elevation is not None and s.sun_azimuth is not None for s in near)
+        here = shadow if lit else None
         with OpenAssets(policy) as assets:
             # ^ one a look, so that the number of open rasters has a bound
-            sums, banned = _measure(assets, near, chunks, shadow=shadow, faults=faults)
+            sums, banned = _measure(assets, near, chunks, shadow=here, faults=faults)
         used = [
             [s for s in near if s.id not in b and _meets(s, box)]
             for b, box in zip(banned, boxes, strict=True)
         ]
         found = _rows(outlines["ref_id"], latitudes, look=used, sums=sums, size=size)
-        rows.append(found if shadow is not None else found.assign(shadow=np.nan))
+        rows.append(found.assign(shadow=np.nan) if here is None else found)
     frame = pd.concat(rows, ignore_index=True) if rows else _rows_of_nothing()
     ranked = rank(frame)[RANKING_SCHEMA.names]
     return Ranking(ranked, tuple(sorted(faults.values())))

@@ -33,7 +33,15 @@ from catalog.grid import LonLatBox, RegionGrid
 from catalog.sensors import Scene, boxes_meet, lon_spans
 from catalog.stacks import Tile, given, pixel_metres, read_bands, read_usable
 
-__all__ = ["Shift", "aligned", "build_shift", "coregister", "reference_order"]
+__all__ = [
+    "Shift",
+    "aligned",
+    "build_shift",
+    "choose_references",
+    "coregister",
+    "not_measured",
+    "reference_order",
+]
 
 State = Literal["reference", "kept", "corrected", "misregistered", "not-measured"]
 
@@ -59,6 +67,7 @@ _CORRECTED_PX = 0.5
 _PLAUSIBLE_PX = 5.0
 # ^ of the scenes compared; a third of what a window can find
 _MAX_SCATTER_PX = 1.0
+_SHOWN_SHARE = 0.9
 _COMMON_PX = 0.1
 # ^ what changed sun does to all windows alike, which their scatter does not show: measured on
 #   simulated mountains and between four seasons of Khumbu
@@ -228,17 +237,39 @@ def coregister(
     if any((r.id, r.collection) == (scene.id, scene.collection) for r in references):
         return Shift(scene.id, "reference", 0.0, 0.0, 0.0, 0.0, reference_id=scene.id)
     ordered = reference_order(scene, references)[:_MAX_REFERENCES]
-    found = _not_measured(scene, "no reference scene overlaps it")
+    found = not_measured(scene, "no reference scene overlaps it")
     with OpenAssets(policy) as assets:
         for number, reference in enumerate(ordered):
             try:
                 new = _against(assets, scene, reference, outlines, grid)
             except DataError as error:
-                new = _not_measured(scene, str(error), reference=reference)
+                new = not_measured(scene, str(error), reference=reference)
             if new.state != "not-measured":
                 return new
             found = new if number == 0 else found
     return found
+
+
+def choose_references(scenes: Sequence[Scene]) -> list[Scene]:
+    """Scenes of a season that the others are laid on: the clearest of each place and sensor.
+
+    A scene is left out where those before it show nine tenths of its box.
+    """
+    chosen: list[Scene] = []
+    shown: dict[str, shapely.Geometry] = {}
+    for scene in sorted(scenes, key=lambda s: (_cloud(s), s.datetime, s.id)):
+        box = shapely.union_all(
+            [shapely.box(w, scene.bbox[1], e, scene.bbox[3]) for w, e in lon_spans(scene.bbox)]
+        )
+        before = shown.get(scene.sensor, shapely.Polygon())
+        if shapely.intersection(before, box).area < _SHOWN_SHARE * box.area:
+            chosen.append(scene)
+            shown[scene.sensor] = shapely.union(before, box)
+    return chosen
+
+
+def _cloud(scene: Scene) -> float:
+    return 100.0 if scene.cloud_percent is None else scene.cloud_percent
 
 
 def reference_order(scene: Scene, references: Sequence[Scene]) -> list[Scene]:
@@ -268,7 +299,7 @@ def _overlap(a: LonLatBox, b: LonLatBox) -> float:
     return round(max(height, 0.0) * sum(max(width, 0.0) for width in widths), 9)
 
 
-def _not_measured(
+def not_measured(
     scene: Scene,
     reason: str,
     *,
@@ -276,6 +307,7 @@ def _not_measured(
     windows: int = 0,
     looks: int = 0,
 ) -> Shift:
+    """The shift of a scene of which nothing is known but what its sensor promises."""
     return Shift(
         scene.id,
         "not-measured",
@@ -304,7 +336,7 @@ def _against(
         shift = _measure(assets, scene, reference, tile, stable)
         found += [] if shift is None else [shift]
     if len(found) < _MIN_WINDOWS:
-        return _not_measured(
+        return not_measured(
             scene,
             f"{len(found)} of {looks} windows show enough stable ground in common with "
             f"{reference.id}, expected {_MIN_WINDOWS} at least",
@@ -330,7 +362,7 @@ def _combine(
     nmad = 1.4826 * np.median(np.abs(each - (dx, dy)), axis=0)
     scatter = math.hypot(*nmad) / math.sqrt(2)
     if scatter > _MAX_SCATTER_PX * lattice.resolution_m:
-        return _not_measured(
+        return not_measured(
             scene,
             f"its windows disagree by {scatter:.1f} m on how far it lies from {reference.id}",
             reference=reference,

@@ -16,9 +16,10 @@ seven.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,15 +40,19 @@ from catalog.cube import (
 )
 from catalog.errors import SetAside, UsageError
 from catalog.grid import RegionGrid, Shard, convergence
+from catalog.scenes import Scene
 from catalog.stacks import Tile, shard_tiles
 
 __all__ = [
+    "LOWEST_SUN_DEG",
     "RELIEF_M",
     "build_illumination_shard",
     "cast_shadow",
     "create_illumination",
     "hillshade",
     "shadow_halo",
+    "suns_of",
+    "terrain_shadow",
 ]
 
 RELIEF_M = 3000.0
@@ -58,8 +63,11 @@ that above the pixel, and at a steeper angle than the sun's over all that distan
 _UNKNOWN = int(LAYERS["illumination"].fill)
 _ELEVATION = TERRAIN_BANDS.index("elevation")
 _EPOCH = date(1970, 1, 1)
-_LOWEST_SUN_DEG = 3.0
-# ^ below, the air bends the light by a quarter of a degree and shadows reach over half a hundred km
+LOWEST_SUN_DEG = 3.0
+"""Lowest sun that is followed: below, the air bends the light by a quarter of a degree and shadows
+reach over half a hundred kilometres."""
+_HELD_BLOCKS = 1024
+# ^ blocks of elevation of 128 x 128 pixels: 64 MB
 _RIM_PX = 2
 # ^ across the rays, heights and horizons are each interpolated from the next pixel
 
@@ -120,6 +128,16 @@ def shadow_halo(relief_m: float, *, sun_elevation: float, resolution_m: float) -
         Where the sun is not above the horizon.
     """
     return math.ceil(relief_m / _rise(sun_elevation) / resolution_m) + _RIM_PX
+
+
+def suns_of(scenes: Sequence[Scene]) -> dict[int, Sun]:
+    """Where the sun stood on each day: as its first scene says, of those that say it."""
+    found: dict[int, Sun] = {}
+    for scene in sorted(scenes, key=lambda s: (s.datetime, s.id)):
+        if scene.sun_azimuth is not None and scene.sun_elevation is not None:
+            day = (date.fromisoformat(scene.datetime[:10]) - _EPOCH).days
+            found.setdefault(day, (scene.sun_azimuth, scene.sun_elevation))
+    return found
 
 
 def _rise(sun_elevation: float) -> float:
@@ -291,7 +309,7 @@ def build_illumination_shard(
     days = read_window(dates, whole.row, whole.col, shape=(whole.height, whole.width))
     counts = dict(zip(*(v.tolist() for v in np.unique(days, return_counts=True)), strict=True))
     counts.pop(DATE_MISSING, None)
-    suns = {d: looks[d] for d in counts if d in looks and looks[d][1] >= _LOWEST_SUN_DEG}
+    suns = {d: looks[d] for d in counts if d in looks and looks[d][1] >= LOWEST_SUN_DEG}
     tiles = shard_tiles(shard)
     reach = [_sunny_side(t, s, relief_m=RELIEF_M) for t in tiles for s in suns.values()]
     ground = _read_ground(terrain, _hull([whole, *reach]))
@@ -311,7 +329,7 @@ def build_illumination_shard(
             (_EPOCH + timedelta(days=day)).isoformat(),
             "sun-unknown",
             f"{count} pixels of shard {shard.id} were seen on this day, for which no sun higher "
-            f"than {_LOWEST_SUN_DEG:g} degrees is given: their illumination is unknown",
+            f"than {LOWEST_SUN_DEG:g} degrees is given: their illumination is unknown",
         )
         for day, count in counts.items()
         if day not in suns
@@ -379,17 +397,69 @@ def _sunny_side(tile: Tile, sun: Sun, *, relief_m: float) -> Tile:
     )
 
 
-def _read_ground(terrain: zarr.Array[Any], area: Tile) -> _Ground:
-    """Elevation alone, chunk by chunk: the other bands of so wide a window are not to be held."""
-    ground = _Ground(area, np.full((area.height, area.width), np.nan, np.float32))
+def terrain_shadow(
+    workspace: Workspace, grid: RegionGrid
+) -> Callable[[Tile, Scene], npt.NDArray[np.bool_]]:
+    """Cast shadow of a scene on tiles of a coarse copy of the region's grid.
+
+    Parameters
+    ----------
+    workspace, grid
+        Where the terrain is, and its grid.
+
+    Returns
+    -------
+    function
+        Of a tile whose pixels are a whole number of the grid's and begin where they do, and of a
+        scene whose sun is known: ``(y, x)`` bool. What is not known casts no shadow.
+    """
+    terrain = workspace.array(terrain_name(grid))
+
+    @lru_cache(maxsize=_HELD_BLOCKS)
+    def block(coarse: RegionGrid, row: int, col: int) -> npt.NDArray[np.float32]:
+        n, k = coarse.chunk_px, round(coarse.resolution_m / grid.resolution_m)
+        fine = read_window(terrain, row * k, col * k, shape=(n * k, n * k))[_ELEVATION]
+        parts = fine.reshape(n, k, n, k)
+        known = np.isfinite(parts)
+        total = np.where(known, parts, 0).sum(axis=(1, 3), dtype=np.float64)
+        count = known.sum(axis=(1, 3))
+        mean = np.divide(total, count, out=np.full((n, n), np.nan), where=count > 0)
+        return np.asarray(mean, np.float32)
+
+    def shadow(tile: Tile, scene: Scene) -> npt.NDArray[np.bool_]:
+        if scene.sun_azimuth is None or scene.sun_elevation is None:
+            raise UsageError(f"{scene.id} does not say where the sun stood")
+        sun = (scene.sun_azimuth, max(scene.sun_elevation, LOWEST_SUN_DEG))
+        area = _sunny_side(tile, sun, relief_m=RELIEF_M)
+        ground = _Ground(area, np.full((area.height, area.width), np.nan, np.float32))
+        for part, row, col in _blocks(area):
+            top, left = part.row - row, part.col - col
+            values = block(tile.grid, row, col)
+            ground.of(part)[...] = values[top : top + part.height, left : left + part.width]
+        if not np.isfinite(ground.height).any():
+            return np.zeros((tile.height, tile.width), np.bool_)
+        return _shadow(tile, sun, ground)
+
+    return shadow
+
+
+def _blocks(area: Tile) -> Iterator[tuple[Tile, int, int]]:
+    """Parts of a window by chunk of its grid, and where the chunk begins."""
     n = area.grid.chunk_px
     bottom, right = area.row + area.height, area.col + area.width
     for row in range(area.row // n * n, bottom, n):
         for col in range(area.col // n * n, right, n):
             top, left = max(row, area.row), max(col, area.col)
-            shape = min(row + n, bottom) - top, min(col + n, right) - left
-            part = Tile(area.grid, top, left, *shape)
-            ground.of(part)[...] = read_window(terrain, top, left, shape=shape)[_ELEVATION]
+            height, width = min(row + n, bottom) - top, min(col + n, right) - left
+            yield Tile(area.grid, top, left, height, width), row, col
+
+
+def _read_ground(terrain: zarr.Array[Any], area: Tile) -> _Ground:
+    """Elevation alone, chunk by chunk: the other bands of so wide a window are not to be held."""
+    ground = _Ground(area, np.full((area.height, area.width), np.nan, np.float32))
+    for part, _, _ in _blocks(area):
+        window = read_window(terrain, part.row, part.col, shape=(part.height, part.width))
+        ground.of(part)[...] = window[_ELEVATION]
     return ground
 
 

@@ -5,21 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from catalog.grid import Shard
-from catalog.sensors import Scene, boxes_meet
+import numpy as np
+import shapely
 
-__all__ = ["look_name", "looks_of", "scenes_over"]
+from catalog.grid import LonLatBox, Shard
+from catalog.scenes import Scene, lon_spans
+
+__all__ = ["SceneIndex", "look_name", "looks_of", "scenes_over"]
+
+
+class SceneIndex:
+    """Finds the scenes of a place among many.
+
+    Parameters
+    ----------
+    scenes
+        In any order; one that is there twice counts once.
+    """
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        once = {(scene.datetime, scene.id, scene.collection): scene for scene in scenes}
+        self._scenes = [once[key] for key in sorted(once)]
+        spans = [
+            (number, shapely.box(west, scene.bbox[1], east, scene.bbox[3]))
+            for number, scene in enumerate(self._scenes)
+            for west, east in lon_spans(scene.bbox)
+        ]
+        self._numbers = np.array([number for number, _ in spans], np.int64)
+        self._tree = shapely.STRtree([box for _, box in spans])
+
+    def over(self, boxes: Sequence[LonLatBox]) -> list[Scene]:
+        """Scenes whose box meets any of some boxes, ordered by time and id."""
+        hits = self._tree.query([shapely.box(*box) for box in boxes])[1]
+        return [self._scenes[number] for number in np.unique(self._numbers[hits])]
 
 
 def scenes_over(scenes: Sequence[Scene], shard: Shard) -> list[Scene]:
     """Scenes whose box meets the shard, each once, ordered by time and id."""
-    boxes = shard.lonlat_boxes
-    found = {
-        (scene.datetime, scene.id, scene.collection): scene
-        for scene in scenes
-        if any(boxes_meet(scene.bbox, box) for box in boxes)
-    }
-    return [found[key] for key in sorted(found)]
+    return SceneIndex(scenes).over(shard.lonlat_boxes)
 
 
 def look_name(scene: Scene) -> tuple[str, str]:

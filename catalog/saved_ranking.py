@@ -86,8 +86,17 @@ def build_ranking(
     return Outcome({name: hashlib.sha256(data).hexdigest()}, ranking.set_aside, facts)
 
 
-def read_rankings(workspace: Workspace, season: str) -> pd.DataFrame:
-    """Read the ranked looks of all batches of a season.
+def read_rankings(
+    workspace: Workspace, season: str, *, batches: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Read the ranked looks of a season.
+
+    Parameters
+    ----------
+    workspace, season
+        Where.
+    batches
+        Ids of the batches of glaciers; None = all that were ranked.
 
     Returns
     -------
@@ -100,8 +109,15 @@ def read_rankings(workspace: Workspace, season: str) -> pd.DataFrame:
         Where nothing was ranked.
     """
     names = [n for n in workspace.names(f"scenes/{season}") if n.endswith(".parquet")]
-    if not names:
-        raise StoreError(f"no scenes of season {season} are ranked in {workspace.url}")
-    parts = [pq.read_table(io.BytesIO(workspace.get(name) or b"")) for name in names]
+    if batches is not None:
+        names = [ranking_name(season, batch) for batch in batches]
+    files = {name: workspace.get(name) for name in names}
+    missing = [name for name, data in files.items() if data is None]
+    if missing or not files:
+        what = (
+            f"there is no {missing[0]}" if missing else f"no scenes of season {season} are ranked"
+        )
+        raise StoreError(f"{what} in {workspace.url}; run the stage `scenes` first")
+    parts = [pq.read_table(io.BytesIO(data or b"")) for data in files.values()]
     frame: pd.DataFrame = pa.concat_tables(parts).to_pandas()
     return frame.sort_values(["ref_id", "rank"], ignore_index=True)

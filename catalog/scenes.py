@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from catalog.grid import LonLatBox
 
-__all__ = ["BandSource", "MaskRule", "Scene", "SceneKind", "boxes_meet", "lon_spans"]
+__all__ = [
+    "BandSource",
+    "MaskRule",
+    "Scene",
+    "SceneKind",
+    "band_from_dict",
+    "boxes_meet",
+    "lon_spans",
+]
 
 SceneKind = Literal["optical", "sar", "dem"]
 
@@ -111,14 +119,15 @@ class Scene:
         """Rebuild a scene from :meth:`to_dict`."""
         fields = dict(values)
         for name in ("bands", "masks"):
-            fields[name] = tuple(_band_from_dict(band) for band in fields[name])
+            fields[name] = tuple(band_from_dict(band) for band in fields[name])
         fields["bbox"] = tuple(fields["bbox"])
         if fields.get("thermal") is not None:
-            fields["thermal"] = _band_from_dict(fields["thermal"])
+            fields["thermal"] = band_from_dict(fields["thermal"])
         return cls(**fields)
 
 
-def _band_from_dict(values: Mapping[str, Any]) -> BandSource:
+def band_from_dict(values: Mapping[str, Any]) -> BandSource:
+    """Rebuild a band from the JSON form of its fields."""
     fields = dict(values)
     for name in ("transform", "shape", "shift_m"):
         if fields.get(name) is not None:

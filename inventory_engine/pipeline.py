@@ -23,7 +23,8 @@ from inventory_engine.plan import (
 )
 from inventory_engine.receipts import Failure, Ledger, Receipt, State
 from inventory_engine.settings import Settings, set_process_environment, settings_json
-from inventory_engine.stages import STAGES, Stage, Unit, change_unit, states
+from inventory_engine.stages import STAGES, Stage, change_unit, states
+from inventory_engine.units import Unit
 from inventory_engine.work import raise_fatal
 
 __all__ = ["Preview", "Show", "Summary", "open_context", "preview", "run_change", "run_pipeline"]

@@ -310,7 +310,10 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         Where it knows nothing of what was asked for, or nothing is kept.
     """
     wanted = region.settings.catalog
-    source = None if search == "kept" else open_source(wanted.url, policy=region.policy)
+    settings, sensors = region.settings, region.settings.sensor_specs
+    source = None
+    if search != "kept":
+        source = open_source(wanted.url, policy=region.policy, sensors=sensors)
     boxes = region.boxes
     aside: list[tuple[str, SetAside]] = []
 
@@ -328,6 +331,8 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         name = f"{label}-{kind}"
         # Of a server without its port, which may be free by chance; of a file with its folder.
         asked = question | {"catalog": wanted.public_url if wanted.is_api else wanted.url}
+        if settings.sensors:
+            asked["sensors"] = settings.model_dump(mode="json")["sensors"]
         if source is None:
             result = read_search(region.workspace, name, question=asked)
         else:
@@ -335,11 +340,11 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         if search == "ask and keep":
             save_search(region.workspace, name, result, question=asked)
         aside.extend((label, fault) for fault in result.set_aside)
+        if kind == "sar" and wanted.sar_orbit != "both":
+            return tuple(s for s in result.scenes if s.orbit == wanted.sar_orbit)
         return tuple(result.scenes)
 
-    names = {
-        label: region.settings.collections_of(label) for label in region.settings.season_labels
-    }
+    names = {label: settings.collections_of(label) for label in settings.season_labels}
     clouds, dem = wanted.max_cloud_percent, wanted.collections.dem
     return Scenes(
         {s: find("optical", s, n.optical, clouds=clouds) for s, n in names.items()},

@@ -33,10 +33,14 @@ __all__ = [
 ]
 
 STAGE_VERSIONS = {
-    "terrain": 1,
-    "cube": 1,
+    "terrain": 2,
+    "layers": 1,
+    "shifts": 1,
+    "scenes": 1,
+    "cube": 2,
+    "illumination": 1,
     "map": 1,
-    "outlines": 2,
+    "outlines": 3,
     "publish": 1,
     "change": 2,
     "report": 2,

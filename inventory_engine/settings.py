@@ -31,9 +31,11 @@ __all__ = [
     "CatalogSettings",
     "CollectionSettings",
     "ComputeSettings",
+    "CoregistrationSettings",
     "DaskSettings",
     "GridSettings",
     "InventorySettings",
+    "LayerSettings",
     "ModelSettings",
     "RaySettings",
     "SeasonSettings",
@@ -91,6 +93,8 @@ class CatalogSettings(_Strict):
     allowed: list[str] = Field(default_factory=list)
     """Hosts and folders assets may lie in; empty: the catalogue's own and its known ones."""
     max_cloud_percent: float = Field(default=80.0, ge=0, le=100)
+    sar_orbit: Literal["both", "ascending", "descending"] = "both"
+    """Which passes of radar are used."""
 
     @field_validator("url")
     @classmethod
@@ -190,6 +194,26 @@ class ModelSettings(_Strict):
     """``bfloat16``: with OpenVINO, faster on processors that have it, or on GPUs."""
 
 
+class CoregistrationSettings(_Strict):
+    """How scenes are laid on each other."""
+
+    measure: bool = True
+    """Whether each scene's shift is measured, corrected above half a pixel, and counted."""
+    reference: str | None = None
+    """Season whose scenes the others are laid on; the last by default."""
+
+
+class LayerSettings(_Strict):
+    """Rasters of the user's own that are brought onto the grid."""
+
+    files: list[str] = Field(min_length=1)
+    """GeoTIFFs of one band."""
+    scale: float = 1.0
+    offset: float = 0.0
+    """Value = pixel x scale + offset."""
+    nodata: float | None = None
+
+
 class InventorySettings(_Strict):
     """How outlines are drawn."""
 
@@ -251,6 +275,9 @@ class Settings(_Strict):
     workspace: str = Field(min_length=1)
     """A folder or an object-store URL."""
     compute: ComputeSettings = ComputeSettings()
+    coregistration: CoregistrationSettings = CoregistrationSettings()
+    layers: dict[Literal["dhdt", "coherence"], LayerSettings] = Field(default_factory=dict)
+    """Elevation change (m per year) and radar coherence (0 to 1)."""
     sensors: dict[str, Annotated[dict[str, Any], AfterValidator(_check_sensor)]] = Field(
         default_factory=dict
     )
@@ -293,6 +320,22 @@ class Settings(_Strict):
                     f"{label}: with chunk_px {fit} and shard_px {fit * per_shard} they are"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _known_reference(self) -> Settings:
+        label = self.coregistration.reference
+        if label is not None and label not in self.seasons:
+            known = ", ".join(self.seasons)
+            raise ValueError(
+                f"expected coregistration.reference to be a season, found {label!r}; known are "
+                f"{known}"
+            )
+        return self
+
+    @property
+    def reference_season(self) -> str:
+        """Season whose scenes the others are laid on."""
+        return self.coregistration.reference or self.season_labels[-1]
 
     def multiple(self, label: str) -> int:
         """Edge of a season's pixel in pixels of the region's grid."""

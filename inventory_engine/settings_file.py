@@ -180,10 +180,15 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
         for a in catalog.allowed
     ]
     ensemble = settings.model.ensemble
+    layers = {
+        name: layer.model_copy(update={"files": [absolute(file) for file in layer.files]})
+        for name, layer in settings.layers.items()
+    }
     return settings.model_copy(
         update={
             "outlines": absolute(settings.outlines),
             "workspace": absolute(settings.workspace),
+            "layers": layers,
             "catalog": catalog.model_copy(
                 update={"url": absolute(catalog.url), "allowed": allowed}
             ),

@@ -1,8 +1,4 @@
-"""The stages in order: which units each has, what a unit reads, and when it is done.
-
-A unit's fingerprint covers the checksums of everything it reads, so a changed input redoes exactly
-the units it touches and nothing else.
-"""
+"""The stages in order: which units each has, where they run, and when they are done."""
 
 from __future__ import annotations
 
@@ -10,27 +6,29 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from catalog.composites import create_season
 from catalog.cube import LAYERS
-from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes
-from catalog.looks import scenes_over
-from catalog.sensors import Scene
-from catalog.terrain import create_terrain
+from inventory_engine import imagery
 from inventory_engine.finish import DriverTaskMaker, run_facts
-from inventory_engine.plan import REGION, Context, terrain_season
+from inventory_engine.imagery import residual_m, season_shifts
+from inventory_engine.plan import REGION, Context
 from inventory_engine.receipts import Ledger, State, fingerprint, unit_key
+from inventory_engine.units import (
+    ShardPlaces,
+    Unit,
+    batch_boxes,
+    checksums,
+    outputs_of,
+    season_keys,
+    shard_unit,
+)
 from inventory_engine.work import MapTaskMaker, Task, TaskMaker, pack_frame
-
-if TYPE_CHECKING:
-    from change_detection.divides import GlacierBatch
 
 __all__ = [
     "STAGES",
     "Stage",
-    "Unit",
     "change_unit",
     "states",
 ]
@@ -39,42 +37,6 @@ Place = Literal["dask", "ray", "driver"]
 
 _CUBE_LAYERS = ("optical", "date", "span", "observations", "sar")
 _MAP_LAYERS = ("probability", "spread", "votes", "voters")
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One piece of work: named, placed, and identified by its inputs."""
-
-    stage: str
-    season: str
-    unit: str
-    fingerprint: str
-    inputs: dict[str, str]
-    boxes: tuple[LonLatBox, ...]
-    interval: tuple[str, str] | None
-    payload: dict[str, Any] = field(default_factory=dict)
-    upstream: tuple[str, ...] = ()
-    """Keys of the units it reads from."""
-    pixels: int = 0
-
-    @property
-    def key(self) -> str:
-        """Name within the region, for example ``cube/2024/r000c001``."""
-        return unit_key(self.stage, self.season, self.unit)
-
-    def job(self) -> dict[str, Any]:
-        """Describe the unit to a worker, JSON-ready."""
-        return {
-            "key": self.key,
-            "stage": self.stage,
-            "season": self.season,
-            "unit": self.unit,
-            "fingerprint": self.fingerprint,
-            "inputs": self.inputs,
-            "boxes": [list(box) for box in self.boxes],
-            "interval": list(self.interval) if self.interval else None,
-            "payload": self.payload,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,160 +66,35 @@ def states(ledger: Ledger, units: Sequence[Unit]) -> dict[str, State]:
 # --- the stages' units ---------------------------------------------------------------------------
 
 
-def _terrain_units(c: Context) -> list[Unit]:
-    if c.scenes.dem is None:
-        return []
-    units = []
-    for multiple in c.region.settings.multiples:
-        grid = c.region.grid.coarsened(multiple)
-        for fine in c.region.shards:
-            shard = grid.shard(fine.row, fine.col)
-            scenes = scenes_over(c.scenes.dem, shard)
-            payload = {
-                "dem": [scene.to_dict() for scene in scenes],
-                "policy": c.region.policy.to_dict(),
-            }
-            units.append(
-                _shard_unit(
-                    c,
-                    "terrain",
-                    terrain_season(grid),
-                    shard,
-                    inputs=_scene_inputs(scenes),
-                    payload=payload,
-                )
-            )
-    return units
-
-
-def _cube_units(c: Context) -> list[Unit]:
-    units = []
-    for season in c.region.settings.season_labels:
-        radar = c.scenes.sar.get(season)
-        strategy = c.region.settings.seasons[season].composite
-        for shard in c.region.shards_of(season):
-            optical = scenes_over(c.scenes.optical[season], shard)
-            sar = None if radar is None else scenes_over(radar, shard)
-            inputs = _scene_inputs([*optical, *(sar or [])])
-            payload = {
-                "strategy": strategy,
-                "optical": [scene.to_dict() for scene in optical],
-                "sar": None if sar is None else [scene.to_dict() for scene in sar],
-                "policy": c.region.policy.to_dict(),
-            }
-            units.append(
-                _shard_unit(
-                    c,
-                    "cube",
-                    season,
-                    shard,
-                    inputs=inputs,
-                    payload=payload,
-                    settings={"strategy": strategy},
-                )
-            )
-    return units
-
-
-def _scene_inputs(scenes: Sequence[Scene]) -> dict[str, str]:
-    return {f"{scene.collection}/{scene.id}": scene.fingerprint for scene in scenes}
-
-
-def _shard_unit(
-    c: Context,
-    stage: str,
-    season: str,
-    shard: Shard,
-    *,
-    inputs: dict[str, str],
-    payload: dict[str, Any],
-    settings: dict[str, Any] | None = None,
-    upstream: tuple[str, ...] = (),
-) -> Unit:
-    known = {"grid": shard.grid.to_dict(), "shard": shard.id} | (settings or {})
-    place = {"shard": [shard.row, shard.col], "multiple": shard.grid.multiple}
-    return Unit(
-        stage,
-        season,
-        shard.id,
-        fingerprint(stage, known, [f"{k}={v}" for k, v in inputs.items()]),
-        inputs,
-        tuple(shard.lonlat_boxes),
-        c.interval(season),
-        payload | place,
-        upstream,
-        shard.grid.shard_px**2,
-    )
-
-
 def _map_units(c: Context) -> list[Unit]:
     from model_serving.inference import map_halo_px
 
     settings = {"runtime": c.map_fingerprint}
     units = []
     for season in c.region.settings.season_labels:
-        known = _upstream_outputs(c, season, ("cube", "terrain"))
         shards = c.region.shards_of(season)
-        side = shards[0].grid.shard_px
-        reach = map_halo_px(c.ensemble.window_px, side)
+        known = outputs_of(c, season_keys(c, season, shards, stages=("cube", "terrain")))
+        places = ShardPlaces(shards)
+        reach = map_halo_px(c.ensemble.window_px, shards[0].grid.shard_px)
         for shard in shards:
             made = known[unit_key("cube", season, shard.id)]
             if made is None and c.ledger.read("cube", season, shard.id):
                 continue
                 # ^ its cube failed and is recorded: there is nothing to map
-            near = _within(shards, shard.row * side, shard.col * side, (side, side), reach)
-            keys = _keys(c, season, near, stages=("cube", "terrain"))
+            keys = season_keys(c, season, places.around(shard, reach), stages=("cube", "terrain"))
             units.append(
-                _shard_unit(
+                shard_unit(
                     c,
                     "map",
                     season,
                     shard,
-                    inputs=_checksums(known, keys),
+                    inputs=checksums(known, keys),
                     payload={},
                     settings=settings,
                     upstream=keys,
                 )
             )
     return units
-
-
-def _within(
-    shards: Sequence[Shard], row0: int, col0: int, shape: tuple[int, int], reach: int
-) -> list[Shard]:
-    """Shards that a window, widened by ``reach`` pixels, touches."""
-    n = shards[0].grid.shard_px
-    rows = range((row0 - reach) // n, (row0 + shape[0] + reach - 1) // n + 1)
-    cols = range((col0 - reach) // n, (col0 + shape[1] + reach - 1) // n + 1)
-    return [s for s in shards if s.row in rows and s.col in cols]
-
-
-def _keys(
-    c: Context, season: str, shards: Sequence[Shard], *, stages: Sequence[str]
-) -> tuple[str, ...]:
-    kept = [stage for stage in stages if stage != "terrain" or c.scenes.dem is not None]
-    return tuple(
-        unit_key(stage, terrain_season(shard.grid) if stage == "terrain" else season, shard.id)
-        for stage in kept
-        for shard in shards
-    )
-
-
-def _upstream_outputs(
-    c: Context, season: str, stages: Sequence[str]
-) -> dict[str, dict[str, str] | None]:
-    """Outputs that the receipts of one season's shards promise, by the key of the unit."""
-    keys = _keys(c, season, c.region.shards_of(season), stages=stages)
-    return {key: c.ledger.outputs(*key.split("/")) for key in keys}
-
-
-def _checksums(known: dict[str, dict[str, str] | None], keys: Sequence[str]) -> dict[str, str]:
-    """Checksum of every output of the given units; ``absent`` where a unit is not done."""
-    found: dict[str, str] = {}
-    for key in keys:
-        outputs = known[key]
-        found |= {key: "absent"} if outputs is None else outputs
-    return found
 
 
 def _outline_units(c: Context) -> list[Unit]:
@@ -270,15 +107,24 @@ def _outline_units(c: Context) -> list[Unit]:
     frames = {b.id: pack_frame(by_id.loc[list(b.ref_ids)]) for b in c.region.batches[1]}
     units = []
     for season in c.region.settings.season_labels:
-        known = _upstream_outputs(c, season, ("map", "cube", "terrain"))
+        places = ShardPlaces(c.region.shards_of(season))
+        stages = ("map", "cube", "terrain")
+        known = outputs_of(c, season_keys(c, season, places.shards, stages=stages))
+        shifts = season_shifts(c, season)
         interval, grid = c.interval(season), c.region.grid_of(season)
         settings = wanted | {"grid": grid.to_dict()}
         for batch in c.region.batches_of(season):
-            shards = _within(c.region.shards_of(season), batch.row0, batch.col0, batch.shape, 0)
-            keys = _keys(c, season, shards, stages=("map", "cube", "terrain"))
+            shards = places.within(batch.row0, batch.col0, batch.shape)
+            keys = season_keys(c, season, shards, stages=stages)
+            boxes = batch_boxes(grid, batch)
+            residual = residual_m(shifts, boxes)
             digest = hashlib.sha256(frames[batch.id].encode()).hexdigest()
-            inputs = _checksums(known, keys) | {"reference": digest}
-            known_settings = settings | {"batch": asdict(batch), "interval": interval}
+            inputs = checksums(known, keys) | {"reference": digest}
+            known_settings = settings | {
+                "batch": asdict(batch),
+                "interval": interval,
+                "residual_m": residual,
+            }
             units.append(
                 Unit(
                     "outlines",
@@ -288,12 +134,13 @@ def _outline_units(c: Context) -> list[Unit]:
                         "outlines", known_settings, [f"{k}={v}" for k, v in inputs.items()]
                     ),
                     inputs,
-                    _batch_boxes(grid, batch),
+                    boxes,
                     interval,
                     {
                         "batch": asdict(batch),
                         "multiple": grid.multiple,
                         "frame": frames[batch.id],
+                        "residual_m": residual,
                         **wanted,
                     },
                     keys,
@@ -301,14 +148,6 @@ def _outline_units(c: Context) -> list[Unit]:
                 )
             )
     return units
-
-
-def _batch_boxes(grid: RegionGrid, batch: GlacierBatch) -> tuple[LonLatBox, ...]:
-    left = grid.left + batch.col0 * grid.resolution_m
-    top = grid.top - batch.row0 * grid.resolution_m
-    right = left + batch.width * grid.resolution_m
-    bottom = top - batch.height * grid.resolution_m
-    return tuple(lonlat_boxes((left, bottom, right, top), grid))
 
 
 def _publish_units(c: Context) -> list[Unit]:
@@ -351,7 +190,7 @@ def _region_unit(
     settings: dict[str, Any],
     payload: dict[str, Any] | None = None,
 ) -> Unit:
-    inputs = _checksums({key: c.ledger.outputs(*key.split("/")) for key in keys}, keys)
+    inputs = checksums({key: c.ledger.outputs(*key.split("/")) for key in keys}, keys)
     return Unit(
         stage,
         season,
@@ -384,19 +223,6 @@ def _report_units(c: Context) -> list[Unit]:
 
 
 # --- their preparation and tasks -----------------------------------------------------------------
-
-
-def _prepare_terrain(c: Context) -> None:
-    dem = c.region.settings.catalog.collections.dem
-    for multiple in c.region.settings.multiples:
-        grid = c.region.grid.coarsened(multiple)
-        create_terrain(c.region.workspace, grid, collections=dem)
-
-
-def _prepare_cube(c: Context) -> None:
-    for season in c.region.settings.season_labels:
-        grid = c.region.grid_of(season)
-        create_season(c.region.workspace, season, grid, sar=season in c.scenes.sar)
 
 
 def _prepare_map(c: Context) -> None:
@@ -443,12 +269,54 @@ STAGES: tuple[Stage, ...] = (
         "terrain",
         "terrain",
         "dask",
-        _terrain_units,
-        _prepare_terrain,
+        imagery.terrain_units,
+        imagery.prepare_terrain,
         _plain_task,
         lambda _c: _layer_bytes(["terrain"]),
     ),
-    Stage("cube", "cubes", "dask", _cube_units, _prepare_cube, _plain_task, _cube_bytes),
+    Stage(
+        "layers",
+        "layers of your own",
+        "dask",
+        imagery.layer_units,
+        imagery.prepare_layers,
+        _plain_task,
+        lambda _c: _layer_bytes(["dhdt"]),
+    ),
+    Stage(
+        "shifts",
+        "co-registration",
+        "dask",
+        imagery.shift_units,
+        imagery.prepare_outlines,
+        _plain_task,
+    ),
+    Stage(
+        "scenes",
+        "scene ranks",
+        "dask",
+        imagery.ranking_units,
+        _prepare_nothing,
+        _plain_task,
+    ),
+    Stage(
+        "cube",
+        "cubes",
+        "dask",
+        imagery.cube_units,
+        imagery.prepare_cube,
+        _plain_task,
+        _cube_bytes,
+    ),
+    Stage(
+        "illumination",
+        "illumination",
+        "dask",
+        imagery.illumination_units,
+        imagery.prepare_illumination,
+        _plain_task,
+        lambda _c: _layer_bytes(["illumination"]),
+    ),
     Stage(
         "map",
         "maps",

@@ -6,22 +6,29 @@ are told apart here and nowhere else.
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 import psutil
 
 from catalog.assets import AssetPolicy
+from catalog.best_scene import GlacierOrders
 from catalog.composites import build_cube_shard
-from catalog.cube import Outcome, Workspace
+from catalog.coregistration import build_shift
+from catalog.cube import Outcome, Workspace, terrain_name
 from catalog.errors import EngineError, SourceError, StoreError, UsageError
+from catalog.extra_layers import build_layer_shard
 from catalog.grid import RegionGrid, Shard
-from catalog.sensors import Scene
+from catalog.illumination import build_illumination_shard, terrain_shadow
+from catalog.saved_ranking import build_ranking, read_rankings
+from catalog.scenes import Scene, band_from_dict
 from catalog.terrain import build_terrain_shard
 from inventory_engine.logs import redact
 from inventory_engine.receipts import Ledger, Receipt
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from model_serving.runtimes import Runtime
 
 __all__ = [
+    "OUTLINES",
     "Job",
     "MapTaskMaker",
     "Task",
@@ -45,6 +53,9 @@ __all__ = [
 
 Job = dict[str, Any]
 Task = Callable[[Job], Job]
+
+OUTLINES = "reference.parquet"
+"""Outlines of the reference inventory, for workers that need all of them."""
 
 _WAITS_S = (2.0, 8.0)
 # ^ between the tries of a unit whose source did not answer; each read has its own retries below
@@ -203,6 +214,82 @@ def _terrain(ledger: Ledger, job: Job) -> Outcome:
     )
 
 
+def _layers(ledger: Ledger, job: Job) -> Outcome:
+    payload = job["payload"]
+    return build_layer_shard(
+        ledger.workspace,
+        job["season"],
+        _shard(ledger, job),
+        rasters=[band_from_dict(values) for values in payload["rasters"]],
+        policy=AssetPolicy.from_dict(payload["policy"]),
+    )
+
+
+@lru_cache(maxsize=1)
+def _reference(url: str, fingerprint: str) -> gpd.GeoDataFrame:
+    """Reference outlines of a workspace; read once by each worker."""
+    del fingerprint
+    data = Workspace(url).get(OUTLINES)
+    if data is None:
+        raise StoreError(f"there is no {OUTLINES} in {url}; run the engine again")
+    return gpd.read_parquet(io.BytesIO(data))
+
+
+def _shifts(ledger: Ledger, job: Job) -> Outcome:
+    payload = job["payload"]
+    return build_shift(
+        ledger.workspace,
+        job["season"],
+        Scene.from_dict(payload["scene"]),
+        references=_scenes(payload["references"]) or [],
+        outlines=_reference(
+            str(ledger.workspace.local or ledger.workspace.url), payload["outlines"]
+        ),
+        grid=_grid(ledger, job),
+        policy=AssetPolicy.from_dict(payload["policy"]),
+    )
+
+
+def _ranking(ledger: Ledger, job: Job) -> Outcome:
+    payload, workspace = job["payload"], ledger.workspace
+    lit = workspace.has_array(terrain_name(ledger.grid))
+    return build_ranking(
+        workspace,
+        job["season"],
+        job["unit"],
+        outlines=unpack_frame(payload["frame"]),
+        others=unpack_frame(payload["others"]),
+        grid=ledger.grid,
+        scenes=_scenes(payload["scenes"]) or [],
+        policy=AssetPolicy.from_dict(payload["policy"]),
+        shadow=terrain_shadow(workspace, ledger.grid) if lit else None,
+    )
+
+
+def _orders(ledger: Ledger, job: Job) -> GlacierOrders | None:
+    """In which order the looks at each glacier near a shard are taken."""
+    payload = job["payload"]
+    if "glaciers" not in payload:
+        return None
+    frame = unpack_frame(payload["glaciers"]).sort_values("ref_id", ignore_index=True)
+    ranks: dict[str, dict[tuple[str, str], int]] = {ref_id: {} for ref_id in frame["ref_id"]}
+    if payload["batches"]:
+        ranked = read_rankings(ledger.workspace, job["season"], batches=payload["batches"])
+        for row in ranked.itertuples():
+            if row.ref_id in ranks:
+                ranks[str(row.ref_id)][str(row.day), str(row.sensor)] = int(row.rank)  # type: ignore[arg-type]
+    shapes = frame.geometry.to_crs(ledger.grid.proj4)
+    return GlacierOrders(tuple(frame["ref_id"]), tuple(shapes), tuple(ranks.values()))
+
+
+def _illumination(ledger: Ledger, job: Job) -> Outcome:
+    suns = job["payload"]["suns"]
+    looks = {int(day): (float(sun[0]), float(sun[1])) for day, sun in suns.items()}
+    return build_illumination_shard(
+        ledger.workspace, job["season"], _shard(ledger, job), looks=looks
+    )
+
+
 def _cube(ledger: Ledger, job: Job) -> Outcome:
     payload = job["payload"]
     return build_cube_shard(
@@ -213,6 +300,7 @@ def _cube(ledger: Ledger, job: Job) -> Outcome:
         sar=_scenes(payload["sar"]),
         policy=AssetPolicy.from_dict(payload["policy"]),
         strategy=payload["strategy"],
+        orders=_orders(ledger, job),
     )
 
 
@@ -249,11 +337,16 @@ def _outlines(ledger: Ledger, job: Job) -> Outcome:
         season_window=(start, end),
         min_area_km2=payload["min_area_km2"],
         area_scale=payload["area_scale"],
+        residual_m=payload["residual_m"],
     )
 
 
 _WORK: dict[str, Callable[[Ledger, Job], Outcome]] = {
     "terrain": _terrain,
+    "layers": _layers,
+    "shifts": _shifts,
+    "scenes": _ranking,
     "cube": _cube,
+    "illumination": _illumination,
     "outlines": _outlines,
 }

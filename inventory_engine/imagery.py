@@ -1,0 +1,404 @@
+"""Units of the stages that bring imagery and terrain onto the grid, up to finished cubes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+from catalog.best_scene import REACH_M
+from catalog.candidates import neighbours
+from catalog.composites import create_season
+from catalog.coregistration import Shift, aligned, choose_references, not_measured, reference_order
+from catalog.cube import Workspace
+from catalog.extra_layers import create_extra_layer, layer_source
+from catalog.grid import LonLatBox, Shard
+from catalog.illumination import (
+    LOWEST_SUN_DEG,
+    RELIEF_M,
+    create_illumination,
+    shadow_halo,
+    suns_of,
+)
+from catalog.looks import SceneIndex
+from catalog.scenes import Scene, boxes_meet
+from catalog.terrain import create_terrain
+from inventory_engine.plan import Context, terrain_season
+from inventory_engine.receipts import fingerprint, unit_key
+from inventory_engine.units import (
+    ShardPlaces,
+    Unit,
+    batch_boxes,
+    checksums,
+    outputs_of,
+    season_keys,
+    shard_unit,
+)
+from inventory_engine.work import OUTLINES, pack_frame
+
+__all__ = [
+    "cube_units",
+    "illumination_units",
+    "layer_units",
+    "prepare_cube",
+    "prepare_illumination",
+    "prepare_layers",
+    "prepare_outlines",
+    "prepare_terrain",
+    "ranking_units",
+    "residual_m",
+    "season_ranking_units",
+    "season_shifts",
+    "shift_units",
+    "terrain_units",
+]
+
+_TRIED_REFERENCES = 3
+_RANKING_SUN_DEG = 15.0
+# ^ shadows that decide between looks are those of suns higher than this
+
+
+def terrain_units(c: Context) -> list[Unit]:
+    """One a shard and pixel size."""
+    if c.scenes.dem is None:
+        return []
+    dem, units = SceneIndex(c.scenes.dem), []
+    for multiple in c.region.settings.multiples:
+        grid = c.region.grid.coarsened(multiple)
+        for fine in c.region.shards:
+            shard = grid.shard(fine.row, fine.col)
+            scenes = dem.over(shard.lonlat_boxes)
+            units.append(
+                shard_unit(
+                    c,
+                    "terrain",
+                    terrain_season(grid),
+                    shard,
+                    inputs=_scene_inputs(scenes),
+                    payload={
+                        "dem": [scene.to_dict() for scene in scenes],
+                        "policy": c.region.policy.to_dict(),
+                    },
+                )
+            )
+    return units
+
+
+def layer_units(c: Context) -> list[Unit]:
+    """One a shard and layer of the user's."""
+    units = []
+    for name, layer in c.region.settings.layers.items():
+        bands = [
+            layer_source(file, scale=layer.scale, offset=layer.offset, nodata=layer.nodata)
+            for file in layer.files
+        ]
+        described = [asdict(band) for band in bands]
+        units += [
+            shard_unit(
+                c,
+                "layers",
+                name,
+                shard,
+                inputs={band.asset: _file_version(band.href) for band in bands},
+                payload={"rasters": described, "policy": c.region.policy.to_dict()},
+                settings={"rasters": [{**band, "href": ""} for band in described]},
+            )
+            for shard in c.region.shards
+        ]
+    return units
+
+
+def _file_version(href: str) -> str:
+    """What tells one version of a user's file from the next: size and time of a local one."""
+    path = Path(href)
+    if "://" in href or not path.is_file():
+        return href.split("?", maxsplit=1)[0]
+    facts = path.stat()
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
+
+
+def shift_units(c: Context) -> list[Unit]:
+    """One an optical scene: how far it lies from the reference season's."""
+    settings = c.region.settings
+    if not settings.coregistration.measure:
+        return []
+    references = choose_references(c.scenes.optical[settings.reference_season])
+    units = []
+    for season in settings.season_labels:
+        grid = c.region.grid_of(season)
+        for scene in c.scenes.optical[season]:
+            stands = [r for r in references if (r.id, r.collection) == (scene.id, scene.collection)]
+            tried = stands or reference_order(scene, references)[:_TRIED_REFERENCES]
+            inputs = _scene_inputs([scene, *tried]) | {"reference": c.region.reference.fingerprint}
+            known = {"grid": grid.to_dict(), "tried": [r.id for r in tried]}
+            units.append(
+                Unit(
+                    "shifts",
+                    season,
+                    scene.id,
+                    fingerprint("shifts", known, [f"{k}={v}" for k, v in inputs.items()]),
+                    inputs,
+                    _scene_boxes(scene),
+                    c.interval(season),
+                    {
+                        "scene": scene.to_dict(),
+                        "references": [r.to_dict() for r in tried],
+                        "multiple": grid.multiple,
+                        "outlines": c.region.reference.fingerprint,
+                        "policy": c.region.policy.to_dict(),
+                    },
+                )
+            )
+    return units
+
+
+def _scene_boxes(scene: Scene) -> tuple[LonLatBox, ...]:
+    west, south, east, north = scene.bbox
+    if west <= east:
+        return (scene.bbox,)
+    return ((west, south, 180.0, north), (-180.0, south, east, north))
+
+
+def season_shifts(c: Context, season: str) -> dict[str, tuple[Scene, Shift]]:
+    """Shift of each optical scene of a season, as far as it has been measured."""
+    found = {}
+    for scene in c.scenes.optical[season]:
+        receipt = c.ledger.read("shifts", season, scene.id)
+        if not c.region.settings.coregistration.measure:
+            shift = not_measured(scene, "co-registration is switched off")
+        elif receipt is None or receipt.failed:
+            shift = not_measured(scene, "its shift could not be measured")
+        else:
+            shift = Shift.from_dict(receipt.outcome.facts)
+        found[scene.id] = (scene, shift)
+    return found
+
+
+def residual_m(shifts: Mapping[str, tuple[Scene, Shift]], boxes: Sequence[LonLatBox]) -> float:
+    """Root mean square of how far the scenes over a place may still lie off, metres."""
+    squares = [
+        shift.residual_m**2
+        for scene, shift in shifts.values()
+        if shift.state != "misregistered" and any(boxes_meet(scene.bbox, box) for box in boxes)
+    ]
+    return round(math.sqrt(sum(squares) / len(squares)), 3) if squares else 0.0
+
+
+def ranking_units(c: Context) -> list[Unit]:
+    """One a batch of glaciers, in the seasons whose composite asks for the best scene."""
+    settings = c.region.settings
+    wanted = [s for s in settings.season_labels if settings.seasons[s].composite == "best_scene"]
+    return [unit for season in wanted for unit in season_ranking_units(c, season)]
+
+
+def season_ranking_units(c: Context, season: str) -> list[Unit]:
+    """One a batch of glaciers."""
+    frame, grid = c.region.reference.frame, c.region.grid
+    scenes, places = SceneIndex(c.scenes.optical[season]), ShardPlaces(c.region.shards)
+    keys = season_keys(c, season, places.shards, stages=("terrain",))
+    known = outputs_of(c, keys)
+    reach = shadow_halo(RELIEF_M, sun_elevation=_RANKING_SUN_DEG, resolution_m=grid.resolution_m)
+    units = []
+    for batch in c.region.batches[1]:
+        own = frame[frame["ref_id"].isin(batch.ref_ids)]
+        packed = pack_frame(own), pack_frame(neighbours(own, frame, grid))
+        seen = scenes.over(_around(batch_boxes(grid, batch)))
+        near = places.within(batch.row0, batch.col0, batch.shape, reach)
+        upstream = season_keys(c, season, near, stages=("terrain",))
+        digest = hashlib.sha256("".join(packed).encode()).hexdigest()
+        inputs = _scene_inputs(seen) | checksums(known, upstream) | {"reference": digest}
+        units.append(
+            Unit(
+                "scenes",
+                season,
+                batch.id,
+                fingerprint(
+                    "scenes", {"grid": grid.to_dict()}, [f"{k}={v}" for k, v in inputs.items()]
+                ),
+                inputs,
+                batch_boxes(grid, batch),
+                c.interval(season),
+                {
+                    "frame": packed[0],
+                    "others": packed[1],
+                    "scenes": [scene.to_dict() for scene in seen],
+                    "multiple": 1,
+                    "policy": c.region.policy.to_dict(),
+                },
+                upstream,
+            )
+        )
+    return units
+
+
+def _around(boxes: Iterable[LonLatBox]) -> list[LonLatBox]:
+    """Boxes widened by two kilometres, more than the surroundings of a glacier that are judged."""
+    wide = []
+    for west, south, east, north in boxes:
+        lat = 2000.0 / 111_195.0
+        lon = lat / max(0.01, math.cos(math.radians(max(abs(south), abs(north)))))
+        wide.append(
+            (max(-180.0, west - lon), max(-90.0, south - lat), min(180.0, east + lon), north + lat)
+        )
+    return wide
+
+
+def cube_units(c: Context) -> list[Unit]:
+    """One a season and shard."""
+    units = []
+    for season in c.region.settings.season_labels:
+        shifts = {name: shift for name, (_, shift) in season_shifts(c, season).items()}
+        moved, _ = aligned(c.scenes.optical[season], shifts)
+        optical, radar = SceneIndex(moved), c.scenes.sar.get(season)
+        sars = None if radar is None else SceneIndex(radar)
+        strategy = c.region.settings.seasons[season].composite
+        orders = _Orders(c, season) if strategy == "best_scene" else None
+        for shard in c.region.shards_of(season):
+            boxes = shard.lonlat_boxes
+            scenes = optical.over(boxes)
+            sar = None if sars is None else sars.over(boxes)
+            inputs = _scene_inputs([*scenes, *(sar or [])]) | _shift_inputs(scenes)
+            payload: dict[str, Any] = {
+                "strategy": strategy,
+                "optical": [scene.to_dict() for scene in scenes],
+                "sar": None if sar is None else [scene.to_dict() for scene in sar],
+                "policy": c.region.policy.to_dict(),
+            }
+            upstream = tuple(
+                unit_key("shifts", season, scene.id)
+                for scene in scenes
+                if c.region.settings.coregistration.measure
+            )
+            if orders is not None:
+                added, orders_inputs, keys = orders.of(shard)
+                payload, inputs, upstream = payload | added, inputs | orders_inputs, upstream + keys
+            units.append(
+                shard_unit(
+                    c,
+                    "cube",
+                    season,
+                    shard,
+                    inputs=inputs,
+                    payload=payload,
+                    settings={"strategy": strategy},
+                    upstream=upstream,
+                )
+            )
+    return units
+
+
+class _Orders:
+    """What a shard needs to take the best scene of each glacier."""
+
+    def __init__(self, c: Context, season: str) -> None:
+        frame = c.region.reference.frame
+        self._season = season
+        self._frame = frame
+        self._shapes = frame.geometry.to_crs(c.region.grid.proj4)
+        self._batch = {ref_id: b.id for b in c.region.batches[1] for ref_id in b.ref_ids}
+        keys = [unit_key("scenes", season, b.id) for b in c.region.batches[1]]
+        self._known = outputs_of(c, keys)
+
+    def of(self, shard: Shard) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
+        """Payload, inputs and keys upstream."""
+        left, bottom, right, top = shard.bounds
+        reach = REACH_M + 2 * shard.grid.resolution_m
+        box = (left - reach, bottom - reach, right + reach, top + reach)
+        near = self._frame.iloc[np.sort(self._shapes.sindex.query(shapely.box(*box)))]
+        batches = sorted({self._batch[ref_id] for ref_id in near["ref_id"]})
+        keys = tuple(unit_key("scenes", self._season, name) for name in batches)
+        packed = pack_frame(near)
+        inputs = checksums(self._known, keys)
+        inputs["reference"] = hashlib.sha256(packed.encode()).hexdigest()
+        return {"glaciers": packed, "batches": batches}, inputs, keys
+
+
+def illumination_units(c: Context) -> list[Unit]:
+    """One a season and shard, where there is an elevation model."""
+    if c.scenes.dem is None:
+        return []
+    units = []
+    for season in c.region.settings.season_labels:
+        shards = c.region.shards_of(season)
+        places, scenes = ShardPlaces(shards), SceneIndex(c.scenes.optical[season])
+        known = outputs_of(c, season_keys(c, season, shards, stages=("cube", "terrain")))
+        for shard in shards:
+            cube = unit_key("cube", season, shard.id)
+            if known[cube] is None and c.ledger.read("cube", season, shard.id):
+                continue
+            suns = suns_of(scenes.over(shard.lonlat_boxes))
+            lowest = max(LOWEST_SUN_DEG, min((sun[1] for sun in suns.values()), default=90.0))
+            size = shard.grid.resolution_m
+            reach = shadow_halo(RELIEF_M, sun_elevation=min(lowest, 90.0), resolution_m=size)
+            ground = season_keys(c, season, places.around(shard, reach), stages=("terrain",))
+            dates = {k: v for k, v in (known[cube] or {cube: "absent"}).items() if "/date/" in k}
+            units.append(
+                shard_unit(
+                    c,
+                    "illumination",
+                    season,
+                    shard,
+                    inputs=(dates or {cube: "absent"}) | checksums(known, ground),
+                    payload={"suns": {str(day): list(sun) for day, sun in suns.items()}},
+                    settings={"suns": sorted([day, *sun] for day, sun in suns.items())},
+                    upstream=(cube, *ground),
+                )
+            )
+    return units
+
+
+def _scene_inputs(scenes: Iterable[Scene]) -> dict[str, str]:
+    return {f"{scene.collection}/{scene.id}": scene.fingerprint for scene in scenes}
+
+
+def _shift_inputs(scenes: Iterable[Scene]) -> dict[str, str]:
+    moved = ((s.collection, s.id, s.bands[0].shift_m) for s in scenes)
+    return {f"{c}/{name}/shift": f"{x:g},{y:g}" for c, name, (x, y) in moved if x or y}
+
+
+def prepare_terrain(c: Context) -> None:
+    """Create the terrain layer of each pixel size."""
+    dem = c.region.settings.catalog.collections.dem
+    for multiple in c.region.settings.multiples:
+        grid = c.region.grid.coarsened(multiple)
+        create_terrain(c.region.workspace, grid, collections=dem, dem=c.scenes.dem or ())
+
+
+def prepare_layers(c: Context) -> None:
+    """Create the layers that the user supplies."""
+    for name in c.region.settings.layers:
+        create_extra_layer(c.region.workspace, name, c.region.grid)
+
+
+def prepare_outlines(c: Context) -> None:
+    """Put the reference outlines where the workers find them."""
+    sink = io.BytesIO()
+    kept = c.region.reference.frame[["ref_id", "geometry"]]
+    gpd.GeoDataFrame(kept, geometry="geometry", crs=4326).to_parquet(sink)
+    _put(c.region.workspace, OUTLINES, sink.getvalue())
+
+
+def _put(workspace: Workspace, name: str, data: bytes) -> None:
+    if workspace.get(name) != data:
+        workspace.put(name, data)
+
+
+def prepare_cube(c: Context) -> None:
+    """Create the layers of each season."""
+    for season in c.region.settings.season_labels:
+        grid = c.region.grid_of(season)
+        create_season(c.region.workspace, season, grid, sar=season in c.scenes.sar)
+
+
+def prepare_illumination(c: Context) -> None:
+    """Create the illumination layer of each season."""
+    for season in c.region.settings.season_labels:
+        create_illumination(c.region.workspace, season, c.region.grid_of(season))
