@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+<<<<<<< ours
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,9 +24,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+=======
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+>>>>>>> theirs
 
 from catalog.errors import UsageError
-from catalog.user_sensors import SensorSpec, read_sensor
+from inventory_engine.sensor_settings import UserSensor, require_kinds
 
 __all__ = [
     "CatalogSettings",
@@ -251,14 +256,6 @@ class ComputeSettings(_Strict):
     """Threads of one inference task; part of a map's fingerprint."""
 
 
-def _check_sensor(values: dict[str, Any]) -> dict[str, Any]:
-    try:
-        read_sensor("", values)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-    return values
-
-
 class Settings(_Strict):
     """Everything one region's run needs to know."""
 
@@ -275,6 +272,7 @@ class Settings(_Strict):
     workspace: str = Field(min_length=1)
     """A folder or an object-store URL."""
     compute: ComputeSettings = ComputeSettings()
+<<<<<<< ours
     coregistration: CoregistrationSettings = CoregistrationSettings()
     layers: dict[Literal["dhdt", "coherence"], LayerSettings] = Field(default_factory=dict)
     """Elevation change (m per year) and radar coherence (0 to 1)."""
@@ -283,11 +281,15 @@ class Settings(_Strict):
     )
     """Collections the engine does not know, as :func:`catalog.user_sensors.read_sensor` takes
     them."""
+=======
+    sensors: dict[str, UserSensor] = Field(default_factory=dict)
+    """Collections that the user describes, see ``inventory_engine.sensor_settings``."""
+>>>>>>> theirs
 
-    @property
-    def sensor_specs(self) -> dict[str, SensorSpec]:
-        """What the user's collections hold, by name."""
-        return {name: read_sensor(name, values) for name, values in self.sensors.items()}
+    @model_validator(mode="after")
+    def _sensors_in_place(self) -> Settings:
+        require_kinds(self.sensors, self.catalog.collections.model_dump())
+        return self
 
     @field_validator("seasons")
     @classmethod

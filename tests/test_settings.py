@@ -10,8 +10,13 @@ import yaml
 from catalog.assets import AssetPolicy
 from catalog.errors import UsageError
 from inventory_engine.logs import redact
+<<<<<<< ours
 from inventory_engine.settings import environment_secrets
 from inventory_engine.settings_file import EXAMPLE, load_settings
+=======
+from inventory_engine.sensor_settings import sensor_specs
+from inventory_engine.settings import EXAMPLE, load_settings
+>>>>>>> theirs
 
 GOOD = """\
 name: alps
@@ -128,9 +133,9 @@ def test_a_users_sensor_becomes_what_the_catalogue_needs_and_part_of_the_result(
     tmp_path: Path,
 ):
     plain = load_settings(write(tmp_path, GOOD))
-    assert plain.sensor_specs == {}
+    assert sensor_specs(plain.sensors) == {}
     settings = load_settings(write(tmp_path, GOOD.replace("compute:\n", SENSOR)))
-    (spec,) = settings.sensor_specs.values()
+    (spec,) = sensor_specs(settings.sensors).values()
     assert (spec.collection, spec.kind) == ("my-sensor-sr", "optical")
     assert (spec.bands["blue"].scale, spec.bands["blue"].nodata) == (1e-4, -9999)
     assert spec.bands["red"].slope == 1.02
@@ -138,6 +143,12 @@ def test_a_users_sensor_becomes_what_the_catalogue_needs_and_part_of_the_result(
     assert spec.mask.rule is not None
     assert spec.mask.rule.clear == (1, 4)
     assert settings.public()["sensors"].keys() == {"my-sensor-sr"}
+
+
+def test_a_users_sensor_is_not_used_for_what_it_is_not(tmp_path: Path):
+    text = GOOD.replace("compute:\n", SENSOR).replace("[cop-dem-glo-30]", "[my-sensor-sr]")
+    with pytest.raises(UsageError, match=r"my-sensor-sr to be of the kind dem.*found optical"):
+        load_settings(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(("old", "new", "line", "words"), MUTATIONS)
