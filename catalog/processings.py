@@ -9,12 +9,13 @@ from typing import NamedTuple
 from catalog.errors import SetAside
 from catalog.sensors import Scene
 
-__all__ = ["newest_processings"]
+__all__ = ["newest_processings", "tile_of"]
 
 _LANDSAT_PRODUCT = re.compile(r"(L[A-Z]\d\d)_L2S[PR]_(\d{6})_(\d{8})_(\d{8})_\d\d_(RT|T1|T2)")
 # ^ satellite, path and row, day of acquisition, day of processing and tier in the identifier of a
 #   Collection 2 product (USGS LSDS-1619); catalogues leave the day of processing out of their item
 #   ids, so it is read from the names of the files
+_LANDSAT_PLACE = re.compile(r"L[A-Z]\d\d_L2S[PR]_(\d{6})_\d{8}_")
 _TIERS = ("RT", "T2", "T1")
 
 
@@ -66,3 +67,15 @@ def _version(scene: Scene) -> tuple[str, _Version]:
             satellite, place, day, processed, tier = product.groups()
             return f"{satellite}/{place}/{day}", _Version(float(processed), _TIERS.index(tier))
     return scene.granule, _Version(float(scene.baseline or 0))
+
+
+def tile_of(scene: Scene) -> str:
+    """MGRS tile of a Sentinel-2 scene, path and row of a Landsat scene; empty where unknown."""
+    named = scene.granule.rpartition("/")[2]
+    if named or not scene.sensor.startswith("landsat"):
+        return named
+    for name in (scene.id, *(band.href for band in scene.bands[:1])):
+        place = _LANDSAT_PLACE.search(name)
+        if place:
+            return place[1]
+    return ""

@@ -23,6 +23,7 @@ import shapely.geometry
 from catalog.assets import public_href
 from catalog.cube import Workspace
 from catalog.errors import SetAside, UsageError
+from catalog.revisit import Revisit
 from catalog.search import SearchResult
 from catalog.sensors import BandSource, Scene, lon_spans
 
@@ -64,6 +65,7 @@ def save_search(
         "scenes": len(result.scenes),
         "sha256": hashlib.sha256(data).hexdigest(),
         "set_aside": [asdict(fault) for fault in result.set_aside],
+        "revisits": [asdict(revisit) for revisit in result.revisits],
     }
     _put(workspace, f"{_FOLDER}/{name}.json", json.dumps(note, indent=1, sort_keys=True).encode())
 
@@ -94,8 +96,9 @@ def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any])
             kind="search-missing",
         )
     faults = tuple(SetAside(**fault) for fault in note["set_aside"])
+    revisits = tuple(Revisit(**revisit) for revisit in note.get("revisits", ()))
     if not note["scenes"]:
-        return SearchResult((), faults)
+        return SearchResult((), faults, revisits)
     data = workspace.get(f"{_FOLDER}/{name}.parquet") or b""
     if hashlib.sha256(data).hexdigest() != note["sha256"]:
         raise UsageError(
@@ -108,7 +111,7 @@ def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any])
         path.write_bytes(data)
         items = rustac.read_sync(str(path))["features"]
     scenes = [Scene.from_dict(json.loads(item["properties"]["gie:scene"])) for item in items]
-    return SearchResult(tuple(sorted(scenes, key=lambda s: (s.datetime, s.id))), faults)
+    return SearchResult(tuple(sorted(scenes, key=lambda s: (s.datetime, s.id))), faults, revisits)
 
 
 def _put(workspace: Workspace, name: str, data: bytes) -> None:

@@ -26,6 +26,7 @@ from catalog.assets import AssetPolicy, public_href
 from catalog.errors import DataError, EngineError, SetAside, SourceError, UsageError
 from catalog.grid import LonLatBox, split_box
 from catalog.processings import newest_processings
+from catalog.revisit import Revisit, count_revisits
 from catalog.sensors import Scene, boxes_meet, describe_item
 from catalog.user_sensors import SensorSpec
 
@@ -50,6 +51,8 @@ class SearchResult:
     """Sorted by time and id."""
     set_aside: tuple[SetAside, ...]
     """Items that cannot be used, and superseded processings; sorted."""
+    revisits: tuple[Revisit, ...] = ()
+    """Days on which each tile was seen, cloudy ones too; empty for a season without both ends."""
 
 
 class SceneSource:
@@ -111,10 +114,11 @@ class SceneSource:
                 scenes.append(describe_item(unique[key], extra=self._sensors))
             except EngineError as error:
                 faults.append(SetAside(key[1][:140], error.kind, str(error)))
+        revisits = _revisits(scenes, first, last)
         scenes = [s for s in scenes if _is_clear_enough(s, max_cloud_percent)]
         kept, superseded = newest_processings(scenes)
         kept.sort(key=lambda scene: (scene.datetime, scene.id))
-        return SearchResult(tuple(kept), tuple(sorted({*faults, *superseded})))
+        return SearchResult(tuple(kept), tuple(sorted({*faults, *superseded})), revisits)
 
 
 def open_source(
@@ -537,6 +541,16 @@ def _interval(first: datetime | None, last: datetime | None) -> str | None:
         return None
     ends = [m.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if m else ".." for m in (first, last)]
     return "/".join(ends)
+
+
+def _revisits(
+    scenes: Sequence[Scene], first: datetime | None, last: datetime | None
+) -> tuple[Revisit, ...]:
+    """Days on which each tile was seen in a season that has begun."""
+    if first is None or last is None:
+        return ()
+    today = datetime.now(UTC).date()
+    return count_revisits(scenes, start=first.date(), end=min(last.date(), today))
 
 
 def _is_clear_enough(scene: Scene, limit: float | None) -> bool:

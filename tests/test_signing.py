@@ -383,7 +383,7 @@ def test_a_refusal_renews_the_token_once_and_is_then_final(
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(20, marks=pytest.mark.chaos)])
-def test_tokens_that_run_out_during_a_task_do_not_show(
+def test_a7_tokens_that_run_out_during_a_task_do_not_show(
     tmp_path: Path, pixels: np.ndarray, count: int
 ) -> None:
     """A7: the storage refuses the token at hand, again and again."""
@@ -461,7 +461,7 @@ FAULTS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_fault_tells_a_token_even_where_everything_is_logged(
+def test_a11_no_fault_tells_a_token_even_where_everything_is_logged(
     tmp_path: Path, pixels: np.ndarray, fault: str
 ) -> None:
     with lending(tmp_path, **FAULTS[fault]) as lent:
@@ -480,7 +480,7 @@ def test_no_fault_tells_a_token_even_where_everything_is_logged(
     assert not shown, shown[0]
 
 
-def test_a_token_is_in_no_receipt_search_or_product(
+def test_a11_a_token_is_in_no_receipt_search_or_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PC_SDK_SUBSCRIPTION_KEY", f"{CANARY}-key")
@@ -531,7 +531,7 @@ def test_a_token_is_in_no_receipt_search_or_product(
     assert not [p for p in written if CANARY.encode() in p.read_bytes()]
 
 
-def test_a_token_stays_in_its_process() -> None:
+def test_a11_a_token_stays_in_its_process() -> None:
     with scripted_server(lambda _: token_answer(f"sig={CANARY}")) as server:
         source = TokenSource(server.url)
         token = source.token(BLOB)
