@@ -75,8 +75,9 @@ RANKING_SCHEMA = pa.schema(
 
 _COARSE_M = 60.0
 # ^ a glacier of 0.1 km2 has 28 such pixels, and Sentinel-2's overview of 40 m can be read for them
-_RING_M = 1000.0
-# ^ wide enough to hold ground at the height of the tongue, and near enough to share its weather
+_RING_M = 500.0
+# ^ holds all that a glacier may have left or reached in some decades, and ground of its own height:
+#   farther off, snow lies longer or shorter than at the margin
 _CHUNK_PX = 128
 _LAYERS = ("valid", "clear", "fair", "snow", "albedo", "shadow")
 _ROLES = ("green", "nir", "swir1")

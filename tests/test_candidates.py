@@ -322,11 +322,11 @@ def test_windows_hold_the_glacier_and_its_ring_on_whole_pixels_of_the_coarse_gri
     left, bottom, right, top = window.bounds
     west, south, east, north = ONE.geometry.to_crs(grid.proj4).total_bounds
     for outside in (west - left, south - bottom, right - east, top - north):
-        assert 1000 <= outside < 1000 + coarse.resolution_m
+        assert 500 <= outside < 500 + coarse.resolution_m
 
 
 def test_neighbours_are_those_that_can_meet_the_ring():
-    places = {"A": (0, 0, 300), "B": (900, 0, 300), "C": (8000, 0, 300)}
+    places = {"A": (0, 0, 300), "B": (700, 0, 300), "C": (8000, 0, 300)}
     inventory = squares(**places)
     near = neighbours(inventory.iloc[[0]], inventory, small_grid())
     assert near["ref_id"].tolist() == ["A", "B"]
