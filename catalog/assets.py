@@ -55,6 +55,8 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MAX_PIXELS = 2_000_000_000
 _MAX_BLOCK_BYTES = 128 * 2**20
 # ^ a header can claim anything: GDAL allocates one block before it notices a lie
+_MOST_OPEN = 160
+# ^ an open GeoTIFF keeps the last block it has read, compressed: up to 2 MB each
 _CONNECT_S, _READ_S = 5.0, 60.0
 _TRIES = 5
 _HTTP, _S3 = "/vsicurl/", "/vsis3/"
@@ -303,6 +305,7 @@ class OpenAssets:
         self._policy = policy
         self._sleep = sleep
         self._open: dict[str, Any] = {}
+        self._paths: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
         self._tokens: dict[str, Token] = {}
         self._buckets: dict[str, Bucket] = {}
@@ -344,7 +347,7 @@ class OpenAssets:
         SourceError
             Where the source cannot be reached in five tries.
         """
-        path = self._policy.check(band.href)
+        path = self._path(band)
         try:
             return retrying(lambda: self._dataset(path, band), sleep=self._sleep)
         except SourceError as error:
@@ -352,12 +355,22 @@ class OpenAssets:
                 raise
             raise DataError(str(error), kind="not-a-geotiff") from None
 
+    def _path(self, band: BandSource) -> str:
+        if band.href not in self._paths:
+            self._paths[band.href] = self._policy.check(band.href)
+        return self._paths[band.href]
+
     def _dataset(self, path: str, band: BandSource) -> Any:
         if path in self._open and not self._is_fresh(path):
             self._drop(path)
-        if path not in self._open:
-            self._open[path] = self._open_checked(path, band)
-        return self._open[path]
+        dataset = self._open.pop(path, None)
+        if dataset is None:
+            while len(self._open) >= _MOST_OPEN:
+                self._drop(next(iter(self._open)))
+            dataset = self._open_checked(path, band)
+        self._open[path] = dataset
+        # ^ last in order, so that the one longest unused is closed first
+        return dataset
 
     def _is_fresh(self, path: str) -> bool:
         """Whether an open raster's link carries the token of the day, or needs none."""
@@ -390,7 +403,7 @@ class OpenAssets:
         SourceError
             Where the source cannot be reached in five tries.
         """
-        path = self._policy.check(band.href)
+        path = self._path(band)
         self.dataset(band)
         shape = (int(window.height) // shrink, int(window.width) // shrink)
 

@@ -141,7 +141,8 @@ def read_bands(
     stack = stackstac.to_dask.items_to_dask(
         table,
         spec,
-        chunksize=(1, 1, tile.height, tile.width),
+        chunksize=(1, len(bands), tile.height, tile.width),
+        # ^ one task for all bands: they are read one by one anyway
         resampling=Resampling.nearest if categories else Resampling.bilinear,
         dtype=np.dtype(dtype),
         fill_value=fill,
@@ -226,7 +227,7 @@ class GridReader:
         grid_crs = _crs(self._spec.epsg)
         datasets = [self._assets.dataset(band) for band in self._bands]
         ratio = self._spec.resolutions_xy[0] / pixel_metres(datasets[0])
-        bounds = _source_bounds(grid_crs, datasets[0].crs, target, (height, width))
+        bounds = _source_bounds(self._spec.epsg, datasets[0].crs, target, (height, width))
         if bounds is None:
             return out
         shrink = self._shrink(datasets, ratio)
@@ -367,14 +368,15 @@ def pixel_metres(dataset: Any) -> float:
     return step * float(dataset.crs.linear_units_factor[1])
 
 
+@functools.lru_cache(maxsize=256)
 def _source_bounds(
-    grid_crs: CRS, crs: CRS, transform: Affine, shape: tuple[int, int]
+    grid_crs: str, crs: CRS, transform: Affine, shape: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
     """Window of the grid in the projection of a raster; east of 180 where it crosses it."""
     left, top = transform @ (0, 0)
     right, bottom = transform @ (shape[1], shape[0])
     try:
-        west, south, east, north = transform_bounds(grid_crs, crs, left, bottom, right, top)
+        west, south, east, north = transform_bounds(_crs(grid_crs), crs, left, bottom, right, top)
     except RasterioError:
         return None
     if not all(math.isfinite(v) for v in (west, south, east, north)):

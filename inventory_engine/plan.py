@@ -23,6 +23,7 @@ from catalog.search import open_source
 from catalog.sensors import Scene
 from inventory_engine import __version__
 from inventory_engine.receipts import Ledger
+from inventory_engine.sensor_settings import sensor_specs
 from inventory_engine.settings import Settings
 from inventory_engine.work import map_fingerprint
 
@@ -310,7 +311,7 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         Where it knows nothing of what was asked for, or nothing is kept.
     """
     wanted = region.settings.catalog
-    settings, sensors = region.settings, region.settings.sensor_specs
+    settings, sensors = region.settings, sensor_specs(region.settings.sensors)
     source = None
     if search != "kept":
         source = open_source(wanted.url, policy=region.policy, sensors=sensors)

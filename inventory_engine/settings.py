@@ -15,21 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-<<<<<<< ours
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
-=======
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
->>>>>>> theirs
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from catalog.errors import UsageError
 from inventory_engine.sensor_settings import UserSensor, require_kinds
 
 __all__ = [
@@ -272,19 +259,11 @@ class Settings(_Strict):
     workspace: str = Field(min_length=1)
     """A folder or an object-store URL."""
     compute: ComputeSettings = ComputeSettings()
-<<<<<<< ours
     coregistration: CoregistrationSettings = CoregistrationSettings()
     layers: dict[Literal["dhdt", "coherence"], LayerSettings] = Field(default_factory=dict)
     """Elevation change (m per year) and radar coherence (0 to 1)."""
-    sensors: dict[str, Annotated[dict[str, Any], AfterValidator(_check_sensor)]] = Field(
-        default_factory=dict
-    )
-    """Collections the engine does not know, as :func:`catalog.user_sensors.read_sensor` takes
-    them."""
-=======
     sensors: dict[str, UserSensor] = Field(default_factory=dict)
     """Collections that the user describes, see ``inventory_engine.sensor_settings``."""
->>>>>>> theirs
 
     @model_validator(mode="after")
     def _sensors_in_place(self) -> Settings:

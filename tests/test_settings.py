@@ -10,13 +10,9 @@ import yaml
 from catalog.assets import AssetPolicy
 from catalog.errors import UsageError
 from inventory_engine.logs import redact
-<<<<<<< ours
+from inventory_engine.sensor_settings import sensor_specs
 from inventory_engine.settings import environment_secrets
 from inventory_engine.settings_file import EXAMPLE, load_settings
-=======
-from inventory_engine.sensor_settings import sensor_specs
-from inventory_engine.settings import EXAMPLE, load_settings
->>>>>>> theirs
 
 GOOD = """\
 name: alps
