@@ -22,19 +22,18 @@ from catalog.assets import AssetPolicy, OpenAssets
 from catalog.candidates import (
     RANKING_SCHEMA,
     Ranking,
-    build_ranking,
     coarse_grid,
     glacier_windows,
     neighbours,
     rank_looks,
     read_look,
-    read_rankings,
 )
 from catalog.cube import Workspace
 from catalog.errors import StoreError
 from catalog.grid import RegionGrid
 from catalog.looks import looks_of
 from catalog.ranking import broadband_albedo
+from catalog.saved_ranking import build_ranking, read_rankings
 from catalog.sensors import BandSource, Scene, describe_item
 from catalog.stacks import Tile, read_bands
 
