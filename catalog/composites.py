@@ -331,9 +331,9 @@ def _read_scene(
     raw = read_bands(assets, bands, tile, dtype=scene.dtype)
     there = given(raw)
     usable = np.asarray(there.all(axis=0), np.bool_)
-    pixels = _stored(np.where(there, raw, 0), bands)
     if not usable.any():
-        return pixels, usable
+        return np.zeros(raw.shape, np.uint16), usable
+    pixels = _stored(np.nan_to_num(raw, copy=False), bands)
     usable &= read_usable(assets, scene.masks, tile)
     tally.dark.setdefault(scene.id, {})[tile] = count_dark(
         pixels, usable, scale=OPTICAL_SCALE, offset=OPTICAL_OFFSET

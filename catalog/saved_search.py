@@ -110,7 +110,14 @@ def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any])
         path = Path(folder) / "items.parquet"
         path.write_bytes(data)
         items = rustac.read_sync(str(path))["features"]
-    scenes = [Scene.from_dict(json.loads(item["properties"]["gie:scene"])) for item in items]
+    try:
+        scenes = [Scene.from_dict(json.loads(item["properties"]["gie:scene"])) for item in items]
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"the search kept for {name} in {workspace.url} is of another version of the engine "
+            f"({error}); `inventory-engine run` searches again",
+            kind="search-missing",
+        ) from None
     return SearchResult(tuple(sorted(scenes, key=lambda s: (s.datetime, s.id))), faults, revisits)
 
 

@@ -341,6 +341,13 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         if search == "ask and keep":
             save_search(region.workspace, name, result, question=asked)
         aside.extend((label, fault) for fault in result.set_aside)
+        strange = [scene for scene in result.scenes if scene.kind != kind]
+        if strange:
+            raise UsageError(
+                f"collection {strange[0].collection} is {strange[0].kind}, but the settings name it "
+                f"under {kind}",
+                kind="wrong-kind",
+            )
         if kind == "sar" and wanted.sar_orbit != "both":
             return tuple(s for s in result.scenes if s.orbit == wanted.sar_orbit)
         return tuple(result.scenes)

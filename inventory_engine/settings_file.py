@@ -216,6 +216,7 @@ catalog:
     dem: [cop-dem-glo-30]
   # allowed: [my-host.org, /data]   # hosts and folders files may be read from
   max_cloud_percent: 80
+  # sar_orbit: ascending            # both (default), ascending or descending passes
 
 # Late summer, before the first snow. Change is reported from each season to the next.
 seasons:
@@ -239,6 +240,12 @@ model:
   ensemble: default                 # or a folder made by `inventory-engine train`
   # runtime: openvino               # auto, fused, torch, onnx, openvino, cuda; see `doctor`
   # precision: bfloat16             # with openvino or cuda only
+
+# coregistration:
+#   reference: 2024                 # season whose scenes the others are laid on; the last by default
+#   measure: true                   # false leaves scenes where they are
+# layers:                           # rasters of your own, brought onto the grid
+#   dhdt: {{files: [dhdt.tif]}}     # elevation change, m per year; coherence: 0 to 1
 
 inventory:
   growth_m: 150                     # how far ice may be found beyond the reference outline

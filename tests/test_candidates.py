@@ -276,7 +276,12 @@ def test_a_scene_broken_in_one_place_is_left_out_for_the_glaciers_there_only(tmp
 
 
 def test_known_shadow_counts_and_darkens_neither_albedo_nor_snow(tmp_path: Path):
-    item = look(tmp_path, "S2A_one", beside=WHITE, properties={"view:sun_elevation": 20.0})
+    item = look(
+        tmp_path,
+        "S2A_one",
+        beside=WHITE,
+        properties={"view:sun_azimuth": 170.0, "view:sun_elevation": 20.0},
+    )
 
     def west_in_shadow(tile: Tile, scene: Scene) -> np.ndarray:
         assert scene.id == "S2A_one"

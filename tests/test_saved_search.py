@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import pytest
+import rustac
 from rasters import dem_item, landsat_item, optical_item, sar_item
 
 from catalog.cube import Workspace
@@ -50,6 +52,26 @@ def test_a_saved_search_is_read_again_as_it_was(tmp_path: Path, scenes: tuple[Sc
     emptied = SearchResult((), ())
     save_search(workspace, "2024-optical", emptied, question=QUESTION)
     assert read_search(workspace, "2024-optical", question=QUESTION) == emptied
+
+
+def test_a_search_kept_by_another_version_is_asked_again(
+    tmp_path: Path, scenes: tuple[Scene, ...]
+) -> None:
+    workspace = Workspace(tmp_path / "workspace")
+    save_search(workspace, "2024-optical", SearchResult(scenes, ()), question=QUESTION)
+    parquet, note = (workspace.path(f"search/2024-optical.{end}") for end in ("parquet", "json"))
+    items = rustac.read_sync(str(parquet))["features"]
+    for item in items:
+        scene = json.loads(item["properties"]["gie:scene"])
+        scene["mask"] = scene.pop("masks")
+        item["properties"]["gie:scene"] = json.dumps(scene)
+    rustac.write_sync(str(parquet), items)
+    told = json.loads(note.read_text())
+    told["sha256"] = hashlib.sha256(parquet.read_bytes()).hexdigest()
+    note.write_text(json.dumps(told))
+    with pytest.raises(UsageError, match=r"another version.*searches again") as caught:
+        read_search(workspace, "2024-optical", question=QUESTION)
+    assert caught.value.kind == "search-missing"
 
 
 @pytest.mark.real_data

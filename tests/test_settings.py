@@ -234,7 +234,14 @@ def test_the_example_validates_and_shows_every_section(tmp_path: Path):
     path = write(tmp_path, EXAMPLE.format(outlines="outlines.gpkg"))
     settings = load_settings(path)
     shown = yaml.safe_load(path.read_text())
-    assert set(shown) == set(type(settings).model_fields) - {"outlines_id_field", "sensors"}
+    assert set(shown) == set(type(settings).model_fields) - {
+        "outlines_id_field",
+        "sensors",
+        "coregistration",
+        "layers",
+    }
+    for hidden in ("coregistration", "layers"):
+        assert f"# {hidden}:" in EXAMPLE
 
 
 def test_public_settings_hold_no_path_of_this_machine(tmp_path: Path):
