@@ -119,6 +119,7 @@ def run_facts(context: Context) -> dict[str, Any]:
             label: [_scene_facts(s) for s in (*scenes.optical[label], *scenes.sar.get(label, ()))]
             for label in settings.season_labels
         },
+        "sparse": [{"season": s, **asdict(tile)} for s, tile in scenes.sparse],
         "set_aside": set_aside(context),
         "without_mask": _without_mask(context),
         "grid": region.grid.to_dict(),

@@ -157,6 +157,11 @@ def run_pipeline(
         for season, count in counts.items():
             if not count:
                 show.note(f"season {season}: the catalogue has no scenes; nothing can be seen")
+        for season, tile in context.scenes.sparse:
+            show.note(
+                f"season {season}: the catalogue has {tile.found} of about {tile.expected} days of "
+                f"{tile.sensor} over {tile.tile}; it may lack scenes"
+            )
         summary, began = Summary(), time.monotonic()
         with MemoryWatch() as memory:
             for stage in STAGES:

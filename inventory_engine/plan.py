@@ -18,6 +18,7 @@ from catalog.cube import LAYOUT, Workspace
 from catalog.errors import SetAside, UsageError
 from catalog.glaciers import ReferenceInventory, read_reference
 from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes, region_grid
+from catalog.revisit import Revisit
 from catalog.saved_search import read_search, save_search
 from catalog.search import open_source
 from catalog.sensors import Scene
@@ -106,6 +107,8 @@ class Scenes:
     """None where terrain is not asked for."""
     set_aside: tuple[tuple[str, SetAside], ...]
     """Season (``region`` for elevation) and fault; sorted."""
+    sparse: tuple[tuple[str, Revisit], ...] = ()
+    """Season and tile of which the catalogue seems to lack scenes; sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +320,7 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         source = open_source(wanted.url, policy=region.policy, sensors=sensors)
     boxes = region.boxes
     aside: list[tuple[str, SetAside]] = []
+    sparse: list[tuple[str, Revisit]] = []
 
     def find(
         kind: str, label: str, names: Sequence[str], *, clouds: float | None = None
@@ -341,11 +345,12 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         if search == "ask and keep":
             save_search(region.workspace, name, result, question=asked)
         aside.extend((label, fault) for fault in result.set_aside)
+        sparse.extend((label, tile) for tile in result.revisits if tile.is_sparse)
         strange = [scene for scene in result.scenes if scene.kind != kind]
         if strange:
             raise UsageError(
-                f"collection {strange[0].collection} is {strange[0].kind}, but the settings name it "
-                f"under {kind}",
+                f"collection {strange[0].collection} is {strange[0].kind}, but the settings name "
+                f"it under {kind}",
                 kind="wrong-kind",
             )
         if kind == "sar" and wanted.sar_orbit != "both":
@@ -359,6 +364,7 @@ def search_scenes(region: Region, search: Search = "ask") -> Scenes:
         {s: find("sar", s, n.sar) for s, n in names.items() if n.sar},
         find("dem", "region", dem) if dem else None,
         tuple(sorted(aside)),
+        tuple(sorted(sparse)),
     )
 
 

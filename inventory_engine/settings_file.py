@@ -242,7 +242,7 @@ model:
   # precision: bfloat16             # with openvino or cuda only
 
 # coregistration:
-#   reference: 2024                 # season whose scenes the others are laid on; the last by default
+#   reference: 2024                 # season the others are laid on; the last by default
 #   measure: true                   # false leaves scenes where they are
 # layers:                           # rasters of your own, brought onto the grid
 #   dhdt: {{files: [dhdt.tif]}}     # elevation change, m per year; coherence: 0 to 1
