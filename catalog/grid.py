@@ -338,7 +338,8 @@ def lonlat_boxes(
     lon, lat = _to_lonlat(grid.proj4).transform(x, y)
     pad = 0.02 * max(float(lat.max() - lat.min()), 1e-4)
     south, north = max(-90.0, float(lat.min()) - pad), min(90.0, float(lat.max()) + pad)
-    to_grid = Transformer.from_crs(4326, grid.proj4, always_xy=True)
+    to_grid = _from_lonlat(grid.proj4)
+    # ^ made once: it takes longer to make than to use
     for pole in (90.0, -90.0):
         px, py = to_grid.transform(0.0, pole)
         if left <= px <= right and bottom <= py <= top:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import shapely
@@ -33,11 +34,21 @@ class SceneIndex:
         ]
         self._numbers = np.array([number for number, _ in spans], np.int64)
         self._tree = shapely.STRtree([box for _, box in spans])
+        self._described: dict[int, dict[str, Any]] = {}
 
     def over(self, boxes: Sequence[LonLatBox]) -> list[Scene]:
         """Scenes whose box meets any of some boxes, ordered by time and id."""
         hits = self._tree.query([shapely.box(*box) for box in boxes])[1]
         return [self._scenes[number] for number in np.unique(self._numbers[hits])]
+
+    def described(self, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
+        """Scenes of this index, JSON-ready; places share what is said of a scene: change none."""
+        found = []
+        for scene in scenes:
+            if id(scene) not in self._described:
+                self._described[id(scene)] = scene.to_dict()
+            found.append(self._described[id(scene)])
+        return found
 
 
 def scenes_over(scenes: Sequence[Scene], shard: Shard) -> list[Scene]:

@@ -84,7 +84,7 @@ def terrain_units(c: Context) -> list[Unit]:
                     shard,
                     inputs=_scene_inputs(scenes),
                     payload={
-                        "dem": [scene.to_dict() for scene in scenes],
+                        "dem": dem.described(scenes),
                         "policy": c.region.policy.to_dict(),
                     },
                 )
@@ -229,7 +229,7 @@ def season_ranking_units(c: Context, season: str) -> list[Unit]:
                 {
                     "frame": packed[0],
                     "others": packed[1],
-                    "scenes": [scene.to_dict() for scene in seen],
+                    "scenes": scenes.described(seen),
                     "multiple": 1,
                     "policy": c.region.policy.to_dict(),
                 },
@@ -264,12 +264,12 @@ def cube_units(c: Context) -> list[Unit]:
         for shard in c.region.shards_of(season):
             boxes = shard.lonlat_boxes
             scenes = optical.over(boxes)
-            sar = None if sars is None else sars.over(boxes)
-            inputs = _scene_inputs([*scenes, *(sar or [])]) | _shift_inputs(scenes)
+            looks = [] if sars is None else sars.over(boxes)
+            inputs = _scene_inputs([*scenes, *looks]) | _shift_inputs(scenes)
             payload: dict[str, Any] = {
                 "strategy": strategy,
-                "optical": [scene.to_dict() for scene in scenes],
-                "sar": None if sar is None else [scene.to_dict() for scene in sar],
+                "optical": optical.described(scenes),
+                "sar": None if sars is None else sars.described(looks),
                 "policy": c.region.policy.to_dict(),
             }
             upstream = tuple(
