@@ -29,11 +29,11 @@ from measure import machine, table
 from catalog.assets import AssetPolicy
 from catalog.cube import OPTICAL_BANDS, Workspace
 from catalog.grid import RegionGrid, lonlat_boxes
-from catalog.sensors import BandSource, Scene
+from catalog.scenes import BandSource, Scene
 from inventory_engine.executors import DaskExecutor
 from inventory_engine.plan import Context, Region, Scenes
 from inventory_engine.receipts import Ledger
-from inventory_engine.settings import DaskSettings
+from inventory_engine.settings import DaskSettings, Settings
 from inventory_engine.stages import STAGES, states
 
 _SEASON = "2024"
@@ -48,17 +48,22 @@ def region_of(shards: int, folder: Path, *, shard_px: int = 2048) -> Context:
     edge = shard_px * 10.0
     half = side * edge / 2
     grid = RegionGrid(46.5, 10.5, 10.0, shard_px, 512, -half, half, side, side)
-    settings: Any = SimpleNamespace(
-        season_labels=[_SEASON],
-        seasons={_SEASON: SimpleNamespace(start=date(2024, 7, 1), end=date(2024, 9, 30))},
+    settings = Settings.model_validate(
+        {
+            "name": "squares",
+            "outlines": "none.gpkg",
+            "catalog": {"url": "none.json", "collections": {"optical": ["sentinel-2-l2a"]}},
+            "seasons": {_SEASON: {"start": "2024-07-01", "end": "2024-09-30"}},
+            "grid": {"shard_px": shard_px},
+            "workspace": str(folder),
+        }
     )
     workspace = Workspace(folder)
     stub: Any = SimpleNamespace(window_px=256, brings_onnx=False, fingerprint="none")
     runtime: Any = SimpleNamespace(fingerprint=lambda **_: {})
-    region = Region(
-        settings, workspace, stub, grid, tuple(grid.shards()), (), AssetPolicy(("example.org",))
-    )
-    scenes = Scenes({_SEASON: tuple(_scenes(grid))}, None, None, ())
+    policy = AssetPolicy(("example.org",))
+    region = Region(settings, workspace, stub, grid, tuple(grid.shards()), {1: ()}, policy)
+    scenes = Scenes({_SEASON: tuple(_scenes(grid))}, {}, None, ())
     return Context(region, scenes, stub, runtime, Ledger(workspace, grid))
 
 
@@ -97,7 +102,7 @@ def _scene(tile: str, number: int, box: tuple[float, float, float, float]) -> Sc
         sensor="sentinel-2-msi",
         datetime=f"{day.isoformat()}T10:10:00Z",
         bands=tuple(bands[:-1]),
-        mask=bands[-1],
+        masks=(bands[-1],),
         bbox=box,
         sun_azimuth=150.0,
         sun_elevation=50.0,
