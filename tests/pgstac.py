@@ -209,7 +209,7 @@ def pgstac_server() -> Iterator[PgStac]:
             )
             yield server
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGQUIT)  # at once: nothing is to be kept
             process.wait(30)
     finally:
         shutil.rmtree(home, ignore_errors=True)

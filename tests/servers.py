@@ -111,6 +111,7 @@ def scripted_server(script: Callable[[Request], Answer]) -> Iterator[ScriptedSer
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # it makes each answer wait for 40 ms
 
         def _serve(self) -> None:
             length = int(self.headers.get("content-length") or 0)
