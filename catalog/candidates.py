@@ -10,21 +10,15 @@ glacier's chunks is left out for that glacier altogether.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import shapely
-from scipy.ndimage import distance_transform_edt
-from scipy.sparse import csr_array
 
 from catalog.assets import AssetPolicy, OpenAssets
 from catalog.errors import DataError, SetAside
@@ -40,16 +34,12 @@ from catalog.ranking import (
 )
 from catalog.sensors import Scene, boxes_meet
 from catalog.stacks import Tile, given, read_bands, read_usable
-
-from rasterio.features import rasterize  # isort: skip
+from catalog.surroundings import Chunk, coarse_grid, glacier_chunks, glacier_windows
 
 __all__ = [
     "RANKING_SCHEMA",
     "Ranking",
     "ShadowOf",
-    "coarse_grid",
-    "glacier_windows",
-    "neighbours",
     "rank_looks",
     "read_look",
 ]
@@ -73,12 +63,6 @@ RANKING_SCHEMA = pa.schema(
 ``has_mask`` tells whether all its scenes bring a cloud mask; otherwise cloud is judged by colour.
 """
 
-_COARSE_M = 60.0
-# ^ a glacier of 0.1 km2 has 28 such pixels, and Sentinel-2's overview of 40 m can be read for them
-_RING_M = 500.0
-# ^ holds all that a glacier may have left or reached in some decades, and ground of its own height:
-#   farther off, snow lies longer or shorter than at the margin
-_CHUNK_PX = 128
 _LAYERS = ("valid", "clear", "fair", "snow", "albedo", "shadow")
 _ROLES = ("green", "nir", "swir1")
 _DECIMALS = 6
@@ -97,85 +81,6 @@ class Ranking:
     set_aside: tuple[SetAside, ...]
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """One chunk of the fixed lattice, and which of its pixels belong to which glacier."""
-
-    tile: Tile
-    glaciers: npt.NDArray[np.int64]
-    """Positions of the glaciers that have pixels here, sorted."""
-    inside: csr_array
-    """(all glaciers, pixels of the chunk): 1 on the glacier."""
-    around: csr_array
-    """The same for the ring around the glacier."""
-
-    @cached_property
-    def boxes(self) -> list[LonLatBox]:
-        """Boxes in degrees that cover the chunk."""
-        return lonlat_boxes(self.tile.bounds, self.tile.grid)
-
-
-def coarse_grid(grid: RegionGrid, *, target_m: float = _COARSE_M) -> RegionGrid:
-    """Grid of the region's projection and corner with pixels of about ``target_m`` metres.
-
-    A pixel is a whole number of the region's own.
-    """
-    size = grid.resolution_m * max(1, round(target_m / grid.resolution_m))
-    rows, cols = (math.ceil(n * grid.resolution_m / (size * _CHUNK_PX)) for n in grid.shape)
-    return RegionGrid(
-        grid.lat_0, grid.lon_0, size, _CHUNK_PX, _CHUNK_PX, grid.left, grid.top, rows, cols
-    )
-
-
-def glacier_windows(
-    outlines: gpd.GeoDataFrame, grid: RegionGrid, *, margin_m: float = _RING_M
-) -> dict[str, Tile]:
-    """Window of a grid around each glacier.
-
-    Parameters
-    ----------
-    outlines
-        Columns ``ref_id`` and ``geometry``, EPSG:4326.
-    grid
-        Whose pixels, for example :func:`coarse_grid`.
-    margin_m
-        Metres seen around an outline.
-    """
-    shapes = outlines.geometry.to_crs(grid.proj4)
-    bounds = zip(outlines["ref_id"], shapely.bounds(shapes.to_numpy()), strict=True)
-    return {str(ref_id): _window(box, grid, margin_m) for ref_id, box in bounds}
-
-
-def _window(box: npt.NDArray[np.float64], grid: RegionGrid, margin_m: float) -> Tile:
-    west, south, east, north = box
-    size = grid.resolution_m
-    row0 = math.floor((grid.top - north - margin_m) / size)
-    col0 = math.floor((west - margin_m - grid.left) / size)
-    row1 = math.ceil((grid.top - south + margin_m) / size)
-    col1 = math.ceil((east + margin_m - grid.left) / size)
-    return Tile(grid, row0, col0, row1 - row0, col1 - col0)
-
-
-def neighbours(
-    outlines: gpd.GeoDataFrame, inventory: gpd.GeoDataFrame, grid: RegionGrid
-) -> gpd.GeoDataFrame:
-    """Rows of an inventory that may come near enough to some glaciers to meet their rings.
-
-    Parameters
-    ----------
-    outlines, inventory
-        Columns ``ref_id`` and ``geometry``, EPSG:4326.
-    grid
-        The region's grid.
-    """
-    coarse = coarse_grid(grid)
-    found: set[int] = set()
-    for window in glacier_windows(outlines, coarse).values():
-        for box in lonlat_boxes(window.bounds, coarse):
-            found.update(inventory.sindex.query(shapely.box(*box)).tolist())
-    return inventory.iloc[sorted(found)]
-
-
 def rank_looks(
     outlines: gpd.GeoDataFrame,
     *,
@@ -192,8 +97,8 @@ def rank_looks(
     outlines
         The glaciers: columns ``ref_id`` and ``geometry``, EPSG:4326.
     others
-        All glaciers nearby, with the same columns, see :func:`neighbours`: the ring around a
-        glacier lies outside of them. May hold those of ``outlines`` too.
+        All glaciers nearby, with the same columns (:func:`catalog.surroundings.neighbours`): the
+        ring around a glacier lies outside of them. May hold those of ``outlines`` too.
     grid
         The region's grid; pixels of about 60 m are read in its projection.
     scenes
@@ -221,9 +126,9 @@ def rank_looks(
     """
     outlines = outlines.sort_values("ref_id", kind="stable").reset_index(drop=True)
     coarse = coarse_grid(grid)
-    windows = list(glacier_windows(outlines, coarse).values())
+    windows = glacier_windows(outlines, coarse).values()
     boxes = [lonlat_boxes(window.bounds, coarse) for window in windows]
-    chunks = _chunks(outlines, others, windows)
+    chunks = glacier_chunks(outlines, others, coarse)
     size = np.zeros((2, len(outlines)))
     for chunk in chunks:
         size += [chunk.inside.sum(axis=1), chunk.around.sum(axis=1)]
@@ -254,76 +159,10 @@ def _meets(scene: Scene, boxes: list[LonLatBox]) -> bool:
     return any(boxes_meet(scene.bbox, box) for box in boxes)
 
 
-def _chunks(
-    outlines: gpd.GeoDataFrame, others: gpd.GeoDataFrame, windows: Sequence[Tile]
-) -> list[_Chunk]:
-    """Pixels of each glacier and of its ring, by chunk, row by row from the north-west."""
-    if not windows:
-        return []
-    grid = windows[0].grid
-    shapes = outlines.geometry.to_crs(grid.proj4).to_numpy()
-    rest = others[~others["ref_id"].isin(outlines["ref_id"])]
-    ice = np.concatenate([shapes, rest.geometry.to_crs(grid.proj4).to_numpy()])
-    tree = shapely.STRtree(ice)
-    found: list[npt.NDArray[np.int64]] = []
-    for index, (shape, window) in enumerate(zip(shapes, windows, strict=True)):
-        near = ice[tree.query(shapely.box(*window.bounds))]
-        for kind, mask in enumerate(_inside_and_around(shape, near, window)):
-            row, col = np.nonzero(mask)
-            here = (np.full(row.size, n) for n in (index, kind))
-            found.append(np.stack([*here, row + window.row, col + window.col]))
-    glacier, kind, row, col = np.concatenate(found, axis=1)
-    place = np.stack([row // _CHUNK_PX, col // _CHUNK_PX])
-    pixel = row % _CHUNK_PX * _CHUNK_PX + col % _CHUNK_PX
-    places, which = np.unique(place, axis=1, return_inverse=True)
-    chunks = []
-    for number, (down, right) in enumerate(places.T.tolist()):
-        here = which == number
-        layers = [
-            _membership(glacier[here & (kind == k)], pixel[here & (kind == k)], len(shapes))
-            for k in (0, 1)
-        ]
-        tile = Tile(grid, down * _CHUNK_PX, right * _CHUNK_PX, _CHUNK_PX, _CHUNK_PX)
-        chunks.append(_Chunk(tile, np.unique(glacier[here]), *layers))
-    return chunks
-
-
-def _inside_and_around(
-    shape: shapely.Geometry, ice: npt.NDArray[Any], window: Tile
-) -> tuple[_Mask, _Mask]:
-    """Pixels whose centre is on a glacier, and those beside it that are on no glacier."""
-    transform = window.grid.window_transform(window.row, window.col)
-
-    def burn(shapes: Sequence[Any], *, touched: bool = False) -> _Mask:
-        burnt = rasterize(
-            shapes,
-            out_shape=(window.height, window.width),
-            transform=transform,
-            dtype="uint8",
-            all_touched=touched,
-        )
-        return np.asarray(burnt, bool)
-
-    inside = burn([shape])
-    if not inside.any():
-        inside = burn([shape], touched=True)
-        # ^ smaller than a pixel: those it touches stand for it
-    away = distance_transform_edt(~inside, sampling=window.grid.resolution_m)
-    # ^ of pixel centres; a buffer of an outline with thousands of vertices takes seconds
-    return inside, (away <= _RING_M) & ~burn(list(ice)) & ~inside
-
-
-def _membership(
-    glacier: npt.NDArray[np.int64], pixel: npt.NDArray[np.int64], count: int
-) -> csr_array:
-    ones = np.ones(glacier.size, np.uint8)
-    return csr_array((ones, (glacier, pixel)), shape=(count, _CHUNK_PX**2))
-
-
 def _measure(
     assets: OpenAssets,
     look: Sequence[Scene],
-    chunks: Sequence[_Chunk],
+    chunks: Sequence[Chunk],
     *,
     shadow: ShadowOf | None,
     faults: dict[str, SetAside],
@@ -356,7 +195,7 @@ def _measure(
 def _add_up(
     assets: OpenAssets,
     scenes: Sequence[Scene],
-    chunks: Sequence[_Chunk],
+    chunks: Sequence[Chunk],
     group: npt.NDArray[np.int64],
     *,
     shadow: ShadowOf | None,

@@ -15,7 +15,6 @@ import numpy as np
 import shapely
 
 from catalog.best_scene import REACH_M
-from catalog.candidates import neighbours
 from catalog.composites import create_season
 from catalog.coregistration import Shift, aligned, choose_references, not_measured, reference_order
 from catalog.cube import Workspace
@@ -30,6 +29,7 @@ from catalog.illumination import (
 )
 from catalog.looks import SceneIndex
 from catalog.scenes import Scene, boxes_meet
+from catalog.surroundings import neighbours
 from catalog.terrain import create_terrain
 from inventory_engine.plan import Context, terrain_season
 from inventory_engine.receipts import fingerprint, unit_key

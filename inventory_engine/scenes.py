@@ -12,18 +12,12 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from catalog.candidates import (
-    Ranking,
-    coarse_grid,
-    glacier_windows,
-    neighbours,
-    rank_looks,
-    read_look,
-)
+from catalog.candidates import Ranking, rank_looks, read_look
 from catalog.errors import UsageError
 from catalog.ranking import CAUSES, losses
 from catalog.sensors import Scene
 from catalog.stacks import Tile
+from catalog.surroundings import coarse_grid, glacier_windows, neighbours
 from inventory_engine.display import RichShow
 from inventory_engine.plan import Region, open_region, search_scenes
 from inventory_engine.settings import Settings
@@ -57,6 +51,8 @@ _FIGURES = (
     "season",
     "shadow",
 )
+_WIDTH = 140
+# ^ characters of the table where it goes to a file
 _PICTURE_PX = 220
 _MARGIN_M = 400.0
 _COLUMNS = 4
@@ -140,9 +136,8 @@ def scene_table(frame: pd.DataFrame, *, top: int | None = None) -> Table:
     """
     table = Table(title="looks, best first", title_justify="left")
     table.add_column("glacier", no_wrap=True)
-    table.add_column("", justify="right")
-    table.add_column("day", no_wrap=True)
-    table.add_column("sensor")
+    for name in ("", "day", "sensor"):
+        table.add_column(name, no_wrap=True)
     for name in _FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why", min_width=20)
@@ -426,12 +421,14 @@ def show_scenes(
             ref_ids=[glacier] if glacier else None,
             progress=show.counter("ranking"),
         )
-    console.print(scene_table(ranking.frame, top=top))
+    table = scene_table(ranking.frame, top=top)
+    table.width = None if console.is_terminal else max(console.width, _WIDTH)
+    console.print(table, crop=False)
     for fault in ranking.set_aside:
         console.print(f"{fault.what}: {fault.kind}: {fault.reason}", highlight=False, markup=False)
     if plot is not None:
         for path in _plot(region, ranking.frame, scenes, label=label, plot=plot):
-            console.print(str(path), highlight=False, markup=False)
+            console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 def _plot(

@@ -22,9 +22,6 @@ from catalog.assets import AssetPolicy, OpenAssets
 from catalog.candidates import (
     RANKING_SCHEMA,
     Ranking,
-    coarse_grid,
-    glacier_windows,
-    neighbours,
     rank_looks,
     read_look,
 )
@@ -36,6 +33,7 @@ from catalog.ranking import broadband_albedo
 from catalog.saved_ranking import build_ranking, read_rankings
 from catalog.sensors import BandSource, Scene, describe_item
 from catalog.stacks import Tile, read_bands
+from catalog.surroundings import coarse_grid, glacier_windows, neighbours
 
 import rasterio  # isort: skip
 

@@ -421,3 +421,26 @@ def _median(items: list[dict], spec: RegionSpec, year: int, key: str) -> np.ndar
     stack = np.stack(layers)
     stack[:, np.isnan(stack).all(axis=0)] = 0.0
     return np.nanmedian(stack, axis=0)
+
+
+def test_a_course_tells_the_snow_and_cloud_of_each_scene_and_nothing_else():
+    season = SeasonSpec("2024", 2024, scenes=3)
+    course = ((0.9, 0.0), (0.3, 0.1), (0.1, 0.8))
+    plain, told = (
+        plan_acquisitions(dataclasses.replace(SMALL, seasons=(one,)), one)
+        for one in (season, dataclasses.replace(season, course=course))
+    )
+    assert [(plan.snowiness, plan.cloud) for plan in told] == list(course)
+    for a, b in zip(plain, told, strict=True):
+        same = dataclasses.replace(b, snowiness=a.snowiness, cloud=a.cloud)
+        assert same == a
+    with pytest.raises(UsageError, match="a course of 2: give one pair a scene"):
+        dataclasses.replace(SMALL, seasons=(dataclasses.replace(season, course=course[:2]),))
+
+
+def test_a_region_without_a_course_keeps_the_text_it_always_had():
+    assert "course" not in SMALL.as_json()
+    season = dataclasses.replace(SMALL.seasons[0], course=((0.5, 0.5), (0.1, 0.1)))
+    assert json.loads(dataclasses.replace(SMALL, seasons=(season,)).as_json())["seasons"] == [
+        {**dataclasses.asdict(season), "course": [[0.5, 0.5], [0.1, 0.1]]}
+    ]
