@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catalog.cube import TERRAIN_BANDS
 from catalog.errors import UsageError
 from catalog.grid import region_grid
 from model_serving.ensemble import bits, load_ensemble, pack_member, unpack_member
@@ -41,6 +42,16 @@ def test_features_are_physical_and_missing_stays_missing():
     assert x[8, 0, 0] == 20
     assert np.isnan(x[10]).all()
     assert np.isnan(raw_features(optical, None, None)[6:]).all()
+
+
+def test_terrain_features_are_taken_by_name():
+    optical = np.full((6, 2, 2), 3500, np.uint16)
+    terrain = np.stack([np.full((2, 2), i, np.float32) for i in range(len(TERRAIN_BANDS))])
+    terrain[TERRAIN_BANDS.index("aspect_sin")] = np.nan  # what no network reads does not matter
+    x = raw_features(optical, None, terrain)
+    names = CHANNELS[GROUPS["terrain"]]
+    assert [TERRAIN_BANDS[int(v)] for v in x[GROUPS["terrain"], 0, 0]] == list(names)
+    assert raw_features(optical, None, terrain[:4]).tobytes() == x.tobytes()  # as stored before
 
 
 def test_normalisation_leaves_missing_values_out_and_makes_them_the_mean():
