@@ -99,7 +99,9 @@ class Layer:
     bands: tuple[str, ...] = ()
     """Labels of the leading dimension; empty for a plain ``(y, x)`` array."""
     dim: str = "band"
-    """Name of the leading dimension."""
+    """Name of the leading dimension; its lengths differ, and a name has one length in a store."""
+    masked: bool = True
+    """Whether the fill value means that nothing is known, so that readers mask it."""
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -109,6 +111,7 @@ LAYERS: dict[str, Layer] = {
         0,
         OPTICAL_BANDS,
         attributes={
+            "standard_name": "surface_bidirectional_reflectance",
             "long_name": "surface reflectance",
             "units": "1",
             "scale_factor": OPTICAL_SCALE,
@@ -123,13 +126,14 @@ LAYERS: dict[str, Layer] = {
     "span": Layer(
         "uint16", 65535, attributes={"long_name": "days between first and last clear look"}
     ),
-    "observations": Layer("uint8", 0, attributes={"long_name": "number of clear looks"}),
+    "observations": Layer(
+        "uint8", 0, masked=False, attributes={"long_name": "number of clear looks", "units": "1"}
+    ),
     "sar": Layer(
         "uint16",
         0,
         SAR_BANDS,
         dim="polarisation",
-        # ^ another length than `band`, so that a season opens as one dataset
         attributes={
             "long_name": "terrain-corrected backscatter gamma0",
             "units": "dB",
@@ -141,6 +145,7 @@ LAYERS: dict[str, Layer] = {
         "float32",
         float("nan"),
         TERRAIN_BANDS,
+        dim="parameter",
         attributes={
             "long_name": "elevation (m), slope (deg), relative elevation (m), curvature (1/100 m), "
             "sine and cosine of the downslope direction from true north, "
@@ -182,7 +187,10 @@ LAYERS: dict[str, Layer] = {
         },
     ),
     "votes": Layer(
-        "uint32", 0, attributes={"long_name": "bit i is set where member i of the card sees ice"}
+        "uint32",
+        0,
+        masked=False,
+        attributes={"long_name": "bit i is set where member i of the card sees ice"},
     ),
     "voters": Layer(
         "uint32", 0, attributes={"long_name": "bit i is set where member i was allowed to vote"}
@@ -404,7 +412,7 @@ def create_layer(
     merged = {**layer.attributes, **(attributes or {})}
     if layer.bands:
         merged[layer.dim] = list(layer.bands)
-    if np.issubdtype(np.dtype(layer.dtype), np.integer):
+    if layer.masked and np.issubdtype(np.dtype(layer.dtype), np.integer):
         merged["_FillValue"] = layer.fill
     merged |= georeference(grid)
     files: dict[str, Buffer] = {}
