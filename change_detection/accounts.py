@@ -153,7 +153,7 @@ def account_rows(
         row = {name: _number(values[i]) for name, values in columns.items()}
         row |= {"ref_id": ref_id, "src_date": iso_day(columns["day"][i]), "inputs": inputs[i]}
         row["member_area_km2"] = members[:, i].tolist()
-        row["look_days"] = [iso_day(float(day)) for day, _ in looks[i]]
+        row["look_days"] = [iso_day(float(day))[:10] for day, _ in looks[i]]
         row["look_shares"] = [round(share, 6) for _, share in looks[i]]
         row["flags"] = _flags(row, latitudes[i], window)
         rows.append(row)

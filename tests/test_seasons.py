@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import geopandas as gpd
@@ -139,7 +140,10 @@ def test_every_glacier_tells_the_looks_it_was_mapped_from(mapped: Path) -> None:
             assert list(row.look_shares) == sorted(row.look_shares, reverse=True)
             assert all(day.startswith(label) for day in row.look_days)
     html = (mapped / "work" / "report" / "index.html").read_text()
-    assert "LC08_L2SP_" in html and "median, pixels of 30 m" in html
+    assert "median, pixels of 30 m" in html
+    assert re.search(r"\d+% 2014-\d\d-\d\d: LC08_L2SP_", html)
+    assert re.search(r"\d+% 2024-\d\d-\d\d: S2[AB]_", html)
+    assert not re.search(r"\d+% 20\d\d-\d\d-\d\d: unknown", html)
     assert "the looks each glacier was mapped from" in html
 
 
