@@ -26,7 +26,7 @@ import urllib3
 from catalog.checksums import check_file
 from catalog.errors import DataError, SourceError, UsageError
 from catalog.s3 import Bucket, bucket_entry, has_access, s3_env, split_url
-from catalog.sensors import BandSource
+from catalog.scenes import BandSource
 from catalog.signing import Token, token_source
 
 _SKIPPED_DRIVERS = "VRT GTI STACIT STACTA WMS WCS WMTS HTTP PLMOSAIC EEDA EEDAI DERIVED"

@@ -18,7 +18,7 @@ from rasterio.features import rasterize
 from scipy.ndimage import distance_transform_edt
 
 from catalog.looks import look_name
-from catalog.sensors import Scene
+from catalog.scenes import Scene
 from catalog.stacks import Tile
 from catalog.strategies import LooksOrder
 

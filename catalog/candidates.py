@@ -32,7 +32,7 @@ from catalog.ranking import (
     is_snow,
     rank,
 )
-from catalog.sensors import Scene, boxes_meet
+from catalog.scenes import Scene, boxes_meet
 from catalog.stacks import Tile, given, read_bands, read_usable
 from catalog.surroundings import Chunk, coarse_grid, glacier_chunks, glacier_windows
 

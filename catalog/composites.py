@@ -36,7 +36,7 @@ from catalog.errors import DataError, SetAside, UsageError
 from catalog.grid import RegionGrid, Shard
 from catalog.looks import looks_of, scenes_over
 from catalog.radiometry import DarkPixels, count_dark, judge_offset
-from catalog.sensors import BandSource, Scene
+from catalog.scenes import BandSource, Scene
 from catalog.stacks import Tile, given, read_bands, read_usable, shard_tiles
 from catalog.strategies import Looks, Strategy, choose
 

@@ -30,7 +30,7 @@ from catalog.cube import Outcome, Workspace
 from catalog.displacement import WindowShift, measure_shift
 from catalog.errors import DataError, SetAside, UsageError
 from catalog.grid import LonLatBox, RegionGrid
-from catalog.sensors import Scene, boxes_meet, lon_spans
+from catalog.scenes import Scene, boxes_meet, lon_spans
 from catalog.stacks import Tile, given, pixel_metres, read_bands, read_usable
 
 __all__ = [

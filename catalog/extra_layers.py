@@ -19,7 +19,7 @@ from catalog.cube import Outcome, Workspace, create_layer, write_shard
 from catalog.errors import DataError, SetAside, UsageError
 from catalog.grid import RegionGrid, Shard
 from catalog.lattices import join_lattices
-from catalog.sensors import BandSource
+from catalog.scenes import BandSource
 from catalog.stacks import Tile, read_bands, shard_tiles
 
 __all__ = ["EXTRA_LAYERS", "build_layer_shard", "create_extra_layer", "layer_source"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from catalog.assets import OpenAssets
-from catalog.sensors import BandSource
+from catalog.scenes import BandSource
 
 __all__ = ["join_lattices"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from catalog.errors import SetAside
-from catalog.sensors import Scene
+from catalog.scenes import Scene
 
 __all__ = ["newest_processings", "tile_of"]
 

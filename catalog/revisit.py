@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from catalog.processings import tile_of
-from catalog.sensors import Scene, lon_spans
+from catalog.scenes import Scene, lon_spans
 
 __all__ = ["Revisit", "count_revisits"]
 

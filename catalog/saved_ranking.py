@@ -19,7 +19,7 @@ from catalog.candidates import RANKING_SCHEMA, ShadowOf, rank_looks
 from catalog.cube import Outcome, Workspace
 from catalog.errors import StoreError
 from catalog.grid import RegionGrid
-from catalog.sensors import Scene
+from catalog.scenes import Scene
 
 __all__ = ["build_ranking", "ranking_name", "read_rankings"]
 

@@ -24,8 +24,8 @@ from catalog.assets import public_href
 from catalog.cube import Workspace
 from catalog.errors import SetAside, UsageError
 from catalog.revisit import Revisit
+from catalog.scenes import BandSource, Scene, lon_spans
 from catalog.search import SearchResult
-from catalog.sensors import BandSource, Scene, lon_spans
 
 __all__ = ["read_search", "save_search"]
 

@@ -27,7 +27,8 @@ from catalog.errors import DataError, EngineError, SetAside, SourceError, UsageE
 from catalog.grid import LonLatBox, split_box
 from catalog.processings import newest_processings
 from catalog.revisit import Revisit, count_revisits
-from catalog.sensors import Scene, boxes_meet, describe_item
+from catalog.scenes import Scene, boxes_meet
+from catalog.sensors import describe_item
 from catalog.user_sensors import SensorSpec
 
 __all__ = ["SceneSource", "SearchResult", "open_source"]

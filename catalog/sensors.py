@@ -22,10 +22,10 @@ from catalog.items import (
     make_scene,
     nodata_of,
 )
-from catalog.scenes import BandSource, Scene, boxes_meet, lon_spans
+from catalog.scenes import BandSource, Scene
 from catalog.user_sensors import SensorSpec, describe_with
 
-__all__ = ["OLI_OF_MSI", "BandSource", "Scene", "boxes_meet", "describe_item", "lon_spans"]
+__all__ = ["OLI_OF_MSI", "describe_item"]
 
 _SENTINEL2_COLLECTIONS = ("sentinel-2-l2a", "sentinel-2-c1-l2a")
 _SENTINEL2_KEYS = {

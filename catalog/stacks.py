@@ -25,7 +25,7 @@ from catalog.assets import OpenAssets  # before rasterio: it sets GDAL's drivers
 from catalog.errors import DataError
 from catalog.grid import RegionGrid, Shard
 from catalog.masks import MASK_DTYPES, MaskKind, mask_halo, usable_pixels
-from catalog.sensors import BandSource
+from catalog.scenes import BandSource
 
 from affine import Affine  # isort: skip
 from rasterio.crs import CRS  # isort: skip

@@ -28,7 +28,7 @@ from catalog.errors import DataError, SetAside
 from catalog.grid import RegionGrid, Shard, convergence
 from catalog.lattices import join_lattices
 from catalog.looks import scenes_over
-from catalog.sensors import Scene, lon_spans
+from catalog.scenes import Scene, lon_spans
 from catalog.stacks import read_bands, shard_tiles
 
 __all__ = ["build_terrain_shard", "create_terrain", "describe_terrain", "terrain_halo"]

@@ -14,7 +14,7 @@ from inventory_engine.receipts import Ledger, Receipt
 from inventory_engine.work import Job, Task, perform
 
 if TYPE_CHECKING:
-    from catalog.sensors import Scene
+    from catalog.scenes import Scene
     from change_detection.divides import GlacierBatch
 
 __all__ = ["DriverTaskMaker", "run_facts"]

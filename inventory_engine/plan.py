@@ -20,8 +20,8 @@ from catalog.glaciers import ReferenceInventory, read_reference
 from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes, region_grid
 from catalog.revisit import Revisit
 from catalog.saved_search import read_search, save_search
+from catalog.scenes import Scene
 from catalog.search import open_source
-from catalog.sensors import Scene
 from inventory_engine import __version__
 from inventory_engine.receipts import Ledger
 from inventory_engine.sensor_settings import sensor_specs

@@ -15,7 +15,7 @@ from rich.text import Text
 from catalog.candidates import Ranking, rank_looks, read_look
 from catalog.errors import UsageError
 from catalog.ranking import CAUSES, losses
-from catalog.sensors import Scene
+from catalog.scenes import Scene
 from catalog.stacks import Tile
 from catalog.surroundings import coarse_grid, glacier_windows, neighbours
 from inventory_engine.display import RichShow

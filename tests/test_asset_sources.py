@@ -18,7 +18,8 @@ from catalog.assets import AssetPolicy, OpenAssets
 from catalog.composites import build_cube_shard, create_season
 from catalog.cube import Workspace
 from catalog.errors import DataError, SourceError, UsageError
-from catalog.sensors import BandSource, describe_item
+from catalog.scenes import BandSource
+from catalog.sensors import describe_item
 
 from rasterio.windows import Window  # isort: skip
 

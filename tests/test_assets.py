@@ -17,7 +17,7 @@ from servers import Answer, Request, file_script, scripted_server
 
 from catalog.assets import AssetPolicy, OpenAssets, gdal_env, public_href, retrying
 from catalog.errors import DataError, SourceError, UsageError
-from catalog.sensors import BandSource
+from catalog.scenes import BandSource
 
 from rasterio.windows import Window  # isort: skip
 

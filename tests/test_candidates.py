@@ -31,7 +31,8 @@ from catalog.grid import RegionGrid
 from catalog.looks import looks_of
 from catalog.ranking import broadband_albedo
 from catalog.saved_ranking import build_ranking, read_rankings
-from catalog.sensors import BandSource, Scene, describe_item
+from catalog.scenes import BandSource, Scene
+from catalog.sensors import describe_item
 from catalog.stacks import Tile, read_bands
 from catalog.surroundings import coarse_grid, glacier_windows, neighbours
 

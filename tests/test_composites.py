@@ -30,7 +30,8 @@ from catalog.errors import SourceError
 from catalog.grid import RegionGrid, Shard
 from catalog.looks import scenes_over
 from catalog.masks import MaskKind, mask_halo, usable_pixels
-from catalog.sensors import Scene, describe_item
+from catalog.scenes import Scene
+from catalog.sensors import describe_item
 
 SEASON = "2024"
 NAN = float("nan")

@@ -29,7 +29,8 @@ from catalog.displacement import measure_shift
 from catalog.errors import UsageError
 from catalog.glaciers import read_reference
 from catalog.grid import RegionGrid, region_grid
-from catalog.sensors import Scene, describe_item
+from catalog.scenes import Scene
+from catalog.sensors import describe_item
 
 import rasterio  # isort: skip
 

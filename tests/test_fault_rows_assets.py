@@ -26,7 +26,8 @@ from catalog.assets import AssetPolicy, OpenAssets
 from catalog.composites import build_cube_shard, create_season
 from catalog.cube import Outcome, Workspace, read_shard
 from catalog.errors import DataError, EngineError
-from catalog.sensors import BandSource, describe_item
+from catalog.scenes import BandSource
+from catalog.sensors import describe_item
 
 from affine import Affine  # isort: skip
 from rasterio.windows import Window  # isort: skip
@@ -480,7 +481,7 @@ import re, sys
 from pathlib import Path
 from catalog.assets import AssetPolicy, OpenAssets
 from catalog.errors import DataError
-from catalog.sensors import BandSource
+from catalog.scenes import BandSource
 from rasterio.windows import Window
 
 folder, kinds = Path(sys.argv[1]), {}

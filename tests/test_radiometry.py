@@ -16,7 +16,8 @@ from catalog.composites import build_cube_shard, create_season
 from catalog.cube import Workspace
 from catalog.masks import mask_halo, usable_pixels
 from catalog.radiometry import DarkPixels, count_dark, judge_offset
-from catalog.sensors import Scene, describe_item
+from catalog.scenes import Scene
+from catalog.sensors import describe_item
 from catalog.simulation import RegionSpec, SeasonSpec
 from catalog.simulation.ground import cover_ground
 from catalog.simulation.ice import grow_ice

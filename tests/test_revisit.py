@@ -16,7 +16,8 @@ from rasters import landsat_item, write_items
 from catalog.cube import Workspace
 from catalog.revisit import Revisit, count_revisits
 from catalog.saved_search import read_search, save_search
-from catalog.sensors import Scene, describe_item
+from catalog.scenes import Scene
+from catalog.sensors import describe_item
 
 SUMMER = (date(2024, 7, 1), date(2024, 9, 30))
 SCENE = describe_item(

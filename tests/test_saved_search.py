@@ -16,8 +16,9 @@ from rasters import dem_item, landsat_item, optical_item, sar_item
 from catalog.cube import Workspace
 from catalog.errors import DataError, SetAside, UsageError
 from catalog.saved_search import read_search, save_search
+from catalog.scenes import Scene
 from catalog.search import SearchResult
-from catalog.sensors import Scene, describe_item
+from catalog.sensors import describe_item
 
 DATA = Path(os.environ.get("INVENTORY_ENGINE_TEST_DATA", "../shared/data"))
 QUESTION = {"collections": ["sentinel-2-l2a"], "boxes": [(10.0, 46.0, 11.0, 47.0)], "start": None}

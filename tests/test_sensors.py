@@ -14,7 +14,8 @@ from rasters import dem_item, landsat_item, optical_item, sar_item
 
 from catalog.assets import gdal_env  # noqa: F401  before rasterio
 from catalog.errors import DataError
-from catalog.sensors import Scene, boxes_meet, describe_item
+from catalog.scenes import Scene, boxes_meet
+from catalog.sensors import describe_item
 
 import rasterio  # isort: skip
 

@@ -37,8 +37,9 @@ from catalog.assets import AssetPolicy, OpenAssets
 from catalog.cube import Workspace
 from catalog.errors import DataError, EngineError, SourceError, UsageError
 from catalog.saved_search import save_search
+from catalog.scenes import BandSource
 from catalog.search import open_source
-from catalog.sensors import BandSource, describe_item
+from catalog.sensors import describe_item
 from catalog.signing import TokenSource
 from catalog.terrain import create_terrain
 from inventory_engine.work import TaskMaker
@@ -429,7 +430,7 @@ TELL_ALL = """
 import logging, pickle, sys, traceback
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
 from catalog.assets import AssetPolicy, OpenAssets
-from catalog.sensors import BandSource
+from catalog.scenes import BandSource
 from catalog.signing import token_source
 from rasterio.windows import Window
 for fault, host, href in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):

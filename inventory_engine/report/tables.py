@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from catalog.sensors import boxes_meet
+from catalog.scenes import boxes_meet
 from inventory_engine.report.numbers import PairTotals, SeasonTotals
 from inventory_engine.report.reading import Pair, RegionData, Season, joined
 from inventory_engine.report.words import plain, signed, with_sigma
