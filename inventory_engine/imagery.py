@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ __all__ = [
 ]
 
 _TRIED_REFERENCES = 3
+_SUN_VARIES_DEG = 2.0
+# ^ between the middle of a scene, where its height is given, and its rim
 _RANKING_SUN_DEG = 15.0
 # ^ shadows that decide between looks are those of suns higher than this
 
@@ -335,9 +337,10 @@ def illumination_units(c: Context) -> list[Unit]:
             if known[cube] is None and c.ledger.read("cube", season, shard.id):
                 continue
             suns = suns_of(scenes.over(shard.lonlat_boxes))
-            lowest = max(LOWEST_SUN_DEG, min((sun[1] for sun in suns.values()), default=90.0))
+            lowest = min((sun.elevation for sun in suns.values()), default=90.0) - _SUN_VARIES_DEG
             size = shard.grid.resolution_m
-            reach = shadow_halo(RELIEF_M, sun_elevation=min(lowest, 90.0), resolution_m=size)
+            lowest = min(90.0, max(LOWEST_SUN_DEG, lowest))
+            reach = shadow_halo(RELIEF_M, sun_elevation=lowest, resolution_m=size)
             ground = season_keys(c, season, places.around(shard, reach), stages=("terrain",))
             dates = {k: v for k, v in (known[cube] or {cube: "absent"}).items() if "/date/" in k}
             units.append(
@@ -347,8 +350,8 @@ def illumination_units(c: Context) -> list[Unit]:
                     season,
                     shard,
                     inputs=(dates or {cube: "absent"}) | checksums(known, ground),
-                    payload={"suns": {str(day): list(sun) for day, sun in suns.items()}},
-                    settings={"suns": sorted([day, *sun] for day, sun in suns.items())},
+                    payload={"suns": {str(day): list(astuple(sun)) for day, sun in suns.items()}},
+                    settings={"suns": sorted([day, *astuple(sun)] for day, sun in suns.items())},
                     upstream=(cube, *ground),
                 )
             )

@@ -574,7 +574,7 @@ CUBES_ONLY = """
 import sys
 from inventory_engine.logs import quiet
 from inventory_engine.pipeline import run_pipeline
-from inventory_engine.settings import load_settings
+from inventory_engine.settings_file import load_settings
 
 quiet()
 run_pipeline(load_settings(sys.argv[1]), only=["terrain", "cube"])

@@ -30,7 +30,7 @@ from catalog.grid import RegionGrid
 from inventory_engine import __version__
 from inventory_engine.pipeline import run_pipeline
 from inventory_engine.receipts import Ledger
-from inventory_engine.settings import load_settings
+from inventory_engine.settings_file import load_settings
 from inventory_engine.verify import verify
 from inventory_engine.work import Job, perform
 

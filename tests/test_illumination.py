@@ -27,6 +27,7 @@ from catalog.errors import StoreError, UsageError
 from catalog.grid import RegionGrid, convergence
 from catalog.illumination import (
     RELIEF_M,
+    Sun,
     build_illumination_shard,
     cast_shadow,
     create_illumination,
@@ -243,6 +244,7 @@ def painted(
     *,
     days: np.ndarray | int = DAY,
     looks: Mapping[int, tuple[float, float]],
+    seen_from: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, list[Outcome]]:
     """Illumination of a whole grid; the surface takes metres east and south of its corner."""
     workspace = Workspace(folder)
@@ -256,9 +258,11 @@ def painted(
     dates = np.broadcast_to(np.int32(days), grid.shape).astype(np.int32)
     store_layers(workspace, grid, {"cube.zarr/terrain": bands, f"cube.zarr/{SEASON}/date": dates})
     create_illumination(workspace, SEASON, grid)
+    place = seen_from or tuple(float(v) for v in grid.lonlat(64, 64))
+    suns = {day: Sun(*sun, *place) for day, sun in looks.items()}
     outcomes, out = [], np.empty(grid.shape, np.uint8)
     for shard in grid.shards():
-        outcomes.append(build_illumination_shard(workspace, SEASON, shard, looks=looks))
+        outcomes.append(build_illumination_shard(workspace, SEASON, shard, looks=suns))
         out[shard.window] = read_shard(workspace, f"cube.zarr/{SEASON}/illumination", shard)
     return out, outcomes
 
@@ -331,6 +335,47 @@ def test_the_shadow_falls_away_from_the_sun_as_seen_from_true_north(
         (azimuth - 180) - bearing
     ) % 360 == pytest.approx(0, abs=2)
     assert length == pytest.approx(400 / math.tan(math.radians(40)), abs=20)
+
+
+@settings(deadline=None)
+@given(st.floats(-180, 180), st.floats(-85, 85), azimuths, st.floats(1, 89))
+def test_a_sun_is_the_same_from_everywhere(
+    lon: float, lat: float, azimuth: float, elevation: float
+) -> None:
+    sun = Sun(azimuth, elevation, lon, lat)
+    back = sun.seen_from(15.0, 46.0).seen_from(lon, lat)
+    assert back.elevation == pytest.approx(elevation, abs=1e-6)
+    assert math.cos(math.radians(back.azimuth - azimuth)) == pytest.approx(1, abs=1e-9)
+    # a degree along the great circle towards it, the sun stands a degree higher
+    x, y, z = (math.radians(v) for v in (lon, lat, azimuth))
+    y1 = math.asin(
+        math.sin(y) * math.cos(math.radians(1))
+        + math.cos(y) * math.sin(math.radians(1)) * math.cos(z)
+    )
+    x1 = x + math.atan2(
+        math.sin(z) * math.sin(math.radians(1)) * math.cos(y),
+        math.cos(math.radians(1)) - math.sin(y) * math.sin(y1),
+    )
+    nearer = sun.seen_from(math.degrees(x1), math.degrees(y1))
+    assert nearer.elevation == pytest.approx(elevation + 1, abs=1e-6)
+
+
+def test_a_sun_given_for_the_rim_of_a_scene_lights_the_ground_alike(tmp_path: Path) -> None:
+    """At 79 degrees and 100 km to the east the azimuth is another by five degrees."""
+    grid = a_grid(lat_0=79.0)
+    lon, lat = (float(v) for v in grid.lonlat(64, 64))
+    there = Sun(170.0, 30.0, lon, lat).seen_from(lon + 5, lat)
+    assert there.azimuth - 170 == pytest.approx(5, abs=1)
+    here, _ = painted(tmp_path / "here", grid, peak, looks={DAY: (170.0, 30.0)})
+    moved, _ = painted(
+        tmp_path / "moved",
+        grid,
+        peak,
+        looks={DAY: (there.azimuth, there.elevation)},
+        seen_from=(there.lon, there.lat),
+    )
+    assert (here == 0).any()
+    assert (here == moved).mean() > 0.999  # but for the rounding of the way there and back
 
 
 def test_a_look_without_a_usable_sun_stays_unknown_and_is_named(tmp_path: Path) -> None:
@@ -409,7 +454,8 @@ def test_a_whole_shard_is_lit_within_a_gibibyte(tmp_path: Path, elevation: float
     days = np.indices((2048, 2048)).sum(axis=0, dtype=np.int32) % 8
     write_shard(workspace, f"cube.zarr/{SEASON}/date", shard, days)
     create_illumination(workspace, SEASON, grid)
-    looks = {day: (45.0 * day, elevation) for day in range(8)}
+    place = tuple(float(v) for v in grid.lonlat(3072, 3072))
+    looks = {day: Sun(45.0 * day, elevation + 0.2, *place) for day in range(8)}
     tracemalloc.start()
     outcome = build_illumination_shard(workspace, SEASON, shard, looks=looks)
     _, peak_bytes = tracemalloc.get_traced_memory()

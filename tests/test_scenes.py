@@ -23,7 +23,7 @@ from inventory_engine.scenes import (
     scene_table,
     show_scenes,
 )
-from inventory_engine.settings import load_settings
+from inventory_engine.settings_file import load_settings
 
 NAN = float("nan")
 LOOKS = {

@@ -15,7 +15,8 @@ from conftest import COMMAND, Small
 from catalog.cube import Workspace
 from inventory_engine.pipeline import run_pipeline
 from inventory_engine.receipts import stored_name
-from inventory_engine.settings import Settings, load_settings
+from inventory_engine.settings import Settings
+from inventory_engine.settings_file import load_settings
 from inventory_engine.verify import Finding, Verdict, verify
 
 pytestmark = pytest.mark.slow
