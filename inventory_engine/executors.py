@@ -6,6 +6,7 @@ yields small dicts as they finish. Whatever a driver starts ends with it, howeve
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -148,13 +149,13 @@ class SerialExecutor:
 _made: dict[str, Task] = {}
 
 
-def _on_worker(make_task: Callable[[], Task], token: str, driver: Job, job: Job) -> Job:
+def _on_worker(make_task: Callable[[], Task], token: str, driver: Job, text: str) -> Job:
     """Run one job in a Dask worker; the task is built once per worker."""
     guard(driver)
     if token not in _made:
         _made.clear()
         _made[token] = build_task(make_task)
-    return _made[token](job)
+    return _made[token](json.loads(text))
 
 
 def _worker_version() -> str:
@@ -237,8 +238,10 @@ class DaskExecutor:
 
         def submit() -> Future:
             number, job = waiting.pop()
+            text = json.dumps(job)
+            # ^ not the job itself: Dask takes a dict apart, and packs it several times over
             future = client.submit(
-                _on_worker, make_task, token, driver, job, pure=False, key=f"{token}-{number}"
+                _on_worker, make_task, token, driver, text, pure=False, key=f"{token}-{number}"
             )
             known[future.key] = job
             return future
