@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.composites import scenes_over
 from catalog.grid import RegionGrid
-from catalog.scene_index import SceneIndex
-from catalog.sensors import Scene
+from catalog.looks import SceneIndex, looks_of, scenes_over
+from catalog.scenes import Scene, boxes_meet
 
 
 def scene(number: int, west: float, south: float, width: float, height: float) -> Scene:
@@ -21,7 +22,7 @@ def scene(number: int, west: float, south: float, width: float, height: float) -
         sensor="sentinel-2-msi",
         datetime=f"2024-08-{1 + number % 28:02d}T10:00:00Z",
         bands=(),
-        mask=None,
+        masks=(),
         bbox=(west, south, east, min(south + height, 90.0)),
         sun_azimuth=None,
         sun_elevation=None,
@@ -54,13 +55,22 @@ def test_the_tree_finds_what_asking_each_scene_finds(
     grid = RegionGrid(lat, lon, 100.0, 1024, 512, -102400.0, 102400.0, 2, 2)
     index = SceneIndex(scenes)
     for shard in grid.shards():
-        assert index.over(shard) == scenes_over(scenes, shard)
+        found = [s for s in scenes if any(boxes_meet(s.bbox, b) for b in shard.lonlat_boxes)]
+        expected = sorted(found, key=lambda s: (s.datetime, s.id))
+        assert index.over(shard.lonlat_boxes) == scenes_over(scenes, shard) == expected
 
 
 def test_shards_share_the_description_of_a_scene() -> None:
     index = SceneIndex([scene(0, 10.0, 46.0, 1.0, 1.0)])
     grid = RegionGrid(46.5, 10.5, 10.0, 1024, 512, 0.0, 10240.0, 1, 1)
-    found = index.over(grid.shard(0, 0))
+    found = index.over(grid.shard(0, 0).lonlat_boxes)
     (first,), (second,) = index.described(found), index.described(found)
     assert first is second
     assert Scene.from_dict(first) == found[0]
+
+
+def test_a_look_is_what_one_sensor_saw_on_one_day() -> None:
+    scenes = [scene(n, 10.0, 46.0, 1.0, 1.0) for n in (0, 1, 28)]
+    other = replace(scenes[0], id="L0", sensor="landsat-oli")
+    looks = looks_of([*scenes, other, scenes[1]])
+    assert [[s.id for s in look] for look in looks] == [["L0"], ["S0", "S28"], ["S1"]]
