@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rasters import utm_frame, write_tif
 from servers import Answer, Request, file_script, scripted_server
 
+from catalog import assets as assets_module
 from catalog.assets import AssetPolicy, OpenAssets, gdal_env, public_href, retrying
 from catalog.errors import DataError, SourceError, UsageError
 from catalog.scenes import BandSource
@@ -215,6 +217,23 @@ def test_a_truncated_file_is_always_an_error(raster: Path, part: float) -> None:
 def test_an_intact_file_reads_as_it_is(raster: Path) -> None:
     expected = np.random.default_rng(1).integers(1, 9000, (800, 800)).astype(np.uint16)
     np.testing.assert_array_equal(read_local(raster), expected)
+
+
+def test_only_so_many_rasters_stay_open_and_all_of_them_can_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets_module, "_MOST_OPEN", 2)
+    frame, edge = utm_frame()
+    paths = [
+        write_tif(tmp_path / f"{i}.tif", np.full((edge, edge), i, np.uint16), frame)
+        for i in range(1, 6)
+    ]
+    with OpenAssets(AssetPolicy((str(tmp_path),))) as assets:
+        for _ in range(2):
+            for value, path in enumerate(paths, 1):
+                assert (assets.read(band(path), Window(0, 0, 8, 8)) == value).all()
+                held = [f for f in psutil.Process().open_files() if f.path.endswith(".tif")]
+                assert len(held) <= 2
 
 
 def test_promises_that_hold_are_no_obstacle(raster: Path) -> None:
