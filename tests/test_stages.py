@@ -405,14 +405,14 @@ def test_a_file_that_was_missing_is_tried_again_by_the_next_run(small: Small, tm
     values["catalog"]["allowed"].append(str(tmp_path))
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     settings = load_settings(path)
-    first = run_pipeline(settings, only=["terrain", "cube"])
+    first = run_pipeline(settings, only=["cube"])
     assert first.set_aside > 0
-    again = run_pipeline(settings, only=["terrain", "cube"])
+    again = run_pipeline(settings, only=["cube"])
     assert 0 < again.done == first.set_aside
     shutil.copy(source, tmp_path / source.name)
-    third = run_pipeline(settings, only=["terrain", "cube"])
+    third = run_pipeline(settings, only=["cube"])
     assert (third.done, third.set_aside) == (again.done, 0)
-    assert run_pipeline(settings, only=["terrain", "cube"]).done == 0
+    assert run_pipeline(settings, only=["cube"]).done == 0
 
 
 def test_a_season_whose_cubes_all_fail_is_unseen_and_the_failures_are_told(
