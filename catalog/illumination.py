@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,14 +44,15 @@ from catalog.cube import (
     write_shard,
 )
 from catalog.errors import SetAside, UsageError
-from catalog.grid import RegionGrid, Shard, convergence
-from catalog.scenes import Scene
+from catalog.grid import LonLatBox, RegionGrid, Shard, convergence, lonlat_boxes
+from catalog.scenes import Scene, boxes_meet
 from catalog.stacks import Tile, shard_tiles
 
 __all__ = [
     "LOWEST_SUN_DEG",
     "RELIEF_M",
     "Sun",
+    "SunOver",
     "build_illumination_shard",
     "cast_shadow",
     "create_illumination",
@@ -121,6 +122,16 @@ def _axes(lon: float, lat: float) -> npt.NDArray[np.float64]:
     )
 
 
+class SunOver(NamedTuple):
+    """Where the sun stood over a scene."""
+
+    day: int
+    """Day of acquisition, days since 1970-01-01."""
+    box: LonLatBox
+    """Where the scene lies; west > east over the antimeridian."""
+    sun: Sun
+
+
 def create_illumination(workspace: Workspace, season: str, grid: RegionGrid) -> None:
     """Create the illumination layer of one season, unless it is there already."""
     create_layer(workspace, _name(season), grid)
@@ -176,13 +187,14 @@ def shadow_halo(relief_m: float, *, sun_elevation: float, resolution_m: float) -
     return math.ceil(relief_m / _rise(sun_elevation) / resolution_m) + _RIM_PX
 
 
-def suns_of(scenes: Sequence[Scene]) -> dict[int, Sun]:
-    """Where the sun stood on each day: as its first scene says, of those that say it."""
-    found: dict[int, Sun] = {}
+def suns_of(scenes: Sequence[Scene]) -> list[SunOver]:
+    """Where the sun stood over each scene that says it; in the order of time."""
+    found = []
     for scene in sorted(scenes, key=lambda s: (s.datetime, s.id)):
         sun = _sun_of(scene)
         if sun is not None:
-            found.setdefault((date.fromisoformat(scene.datetime[:10]) - _EPOCH).days, sun)
+            day = (date.fromisoformat(scene.datetime[:10]) - _EPOCH).days
+            found.append(SunOver(day, scene.bbox, sun))
     return found
 
 
@@ -324,7 +336,7 @@ def _between(values: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.fl
 
 
 def build_illumination_shard(
-    workspace: Workspace, season: str, shard: Shard, *, looks: Mapping[int, Sun]
+    workspace: Workspace, season: str, shard: Shard, *, looks: Sequence[SunOver]
 ) -> Outcome:
     """Light every pixel of a shard by the sun of the look that was taken there, and write it.
 
@@ -342,8 +354,9 @@ def build_illumination_shard(
     shard
         Which shard.
     looks
-        Day of acquisition, as stored in ``date`` (days since 1970-01-01) -> where the sun stood in
-        the middle of one of its scenes, or anywhere else.
+        Where the sun stood over the season's scenes, in the order in which they count; those
+        elsewhere are passed over. Of a day's scenes that meet a chunk, the first that lies over its
+        middle lights it.
 
     Returns
     -------
@@ -367,7 +380,7 @@ def build_illumination_shard(
     without: Counter[int] = Counter()
     for tile in shard_tiles(shard):
         found, counts = np.unique(days[_place(tile, whole)], return_counts=True)
-        suns[tile] = _suns_over(tile, {d: looks[d] for d in found.tolist() if d in looks})
+        suns[tile] = _suns_over(tile, [look for look in looks if look.day in found])
         for day, count in zip(found.tolist(), counts.tolist(), strict=True):
             if day != DATE_MISSING and day not in suns[tile]:
                 without[day] += count
@@ -437,15 +450,22 @@ def _hull(tiles: Sequence[Tile]) -> Tile:
     return Tile(tiles[0].grid, row, col, bottom - row, right - col)
 
 
-def _suns_over(tile: Tile, looks: Mapping[int, Sun]) -> dict[int, Sun]:
+def _suns_over(tile: Tile, looks: Sequence[SunOver]) -> dict[int, Sun]:
     """Suns as seen from the middle of a tile, where they stand high enough."""
-    local = {day: _from_middle(tile, sun) for day, sun in looks.items()}
+    # A day's scenes may be of two tracks, hours apart where these overlap much.
+    lon, lat = (float(v) for v in _middle(tile))
+    boxes = lonlat_boxes(tile.bounds, tile.grid)
+    near = [look for look in looks if any(boxes_meet(look.box, box) for box in boxes)]
+    over = [look for look in near if boxes_meet(look.box, (lon, lat, lon, lat))]
+    local: dict[int, Sun] = {}
+    for look in (*over, *near):
+        local.setdefault(look.day, look.sun.seen_from(lon, lat))
     return {day: sun for day, sun in local.items() if sun.elevation >= LOWEST_SUN_DEG}
 
 
-def _from_middle(tile: Tile, sun: Sun) -> Sun:
-    lon, lat = tile.grid.lonlat(tile.row + tile.height // 2, tile.col + tile.width // 2)
-    return sun.seen_from(float(lon), float(lat))
+def _middle(tile: Tile) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Longitude and latitude of the middle of a tile."""
+    return tile.grid.lonlat(tile.row + tile.height // 2, tile.col + tile.width // 2)
 
 
 def _azimuth_in_grid(tile: Tile, sun: Sun) -> float:
@@ -505,7 +525,7 @@ def terrain_shadow(
         there = _sun_of(scene)
         if there is None:
             raise UsageError(f"{scene.id} does not say where the sun stood")
-        sun = _from_middle(tile, there)
+        sun = there.seen_from(*(float(v) for v in _middle(tile)))
         sun = replace(sun, elevation=max(sun.elevation, LOWEST_SUN_DEG))
         area = _sunny_side(tile, sun, relief_m=RELIEF_M)
         ground = _Ground(area, np.full((area.height, area.width), np.nan, np.float32))

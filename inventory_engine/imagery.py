@@ -337,10 +337,11 @@ def illumination_units(c: Context) -> list[Unit]:
             if known[cube] is None and c.ledger.read("cube", season, shard.id):
                 continue
             suns = suns_of(scenes.over(shard.lonlat_boxes))
-            lowest = min((sun.elevation for sun in suns.values()), default=90.0) - _SUN_VARIES_DEG
+            lowest = min((over.sun.elevation for over in suns), default=90.0) - _SUN_VARIES_DEG
             size = shard.grid.resolution_m
             lowest = min(90.0, max(LOWEST_SUN_DEG, lowest))
             reach = shadow_halo(RELIEF_M, sun_elevation=lowest, resolution_m=size)
+            described = [[over.day, list(over.box), list(astuple(over.sun))] for over in suns]
             ground = season_keys(c, season, places.around(shard, reach), stages=("terrain",))
             dates = {k: v for k, v in (known[cube] or {cube: "absent"}).items() if "/date/" in k}
             units.append(
@@ -350,8 +351,8 @@ def illumination_units(c: Context) -> list[Unit]:
                     season,
                     shard,
                     inputs=(dates or {cube: "absent"}) | checksums(known, ground),
-                    payload={"suns": {str(day): list(astuple(sun)) for day, sun in suns.items()}},
-                    settings={"suns": sorted([day, *astuple(sun)] for day, sun in suns.items())},
+                    payload={"suns": described},
+                    settings={"suns": described},
                     upstream=(cube, *ground),
                 )
             )

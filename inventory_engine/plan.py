@@ -15,7 +15,7 @@ import shapely
 
 from catalog.assets import AssetPolicy
 from catalog.cube import LAYOUT, Workspace
-from catalog.errors import SetAside, UsageError
+from catalog.errors import SetAside, StoreError, UsageError
 from catalog.glaciers import ReferenceInventory, read_reference
 from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes, region_grid
 from catalog.revisit import Revisit
@@ -285,7 +285,14 @@ def _season_differences(region: Region) -> Iterator[str]:
         optical, radar = (f"cube.zarr/{season}/{layer}" for layer in ("optical", "sar"))
         if not region.workspace.has_array(optical):
             continue
-        found, wanted = region.workspace.array(optical).shape[-2:], region.grid_of(season).shape
+        try:
+            found = region.workspace.array(optical).shape[-2:]
+        except StoreError as error:
+            if error.kind != "metadata-damaged":
+                raise
+            continue
+            # ^ the run mends it
+        wanted = region.grid_of(season).shape
         if found != wanted:
             yield f"season {season} has {found} pixels there and {wanted} here"
         asked = region.settings.collections_of(season).sar

@@ -20,22 +20,26 @@ from rich.table import Table
 from rich.text import Text
 
 from catalog.composites import create_season
-from catalog.cube import LAYERS, Workspace
+from catalog.cube import LAYERS, Workspace, terrain_name
+from catalog.extra_layers import create_extra_layer
 from catalog.grid import RegionGrid
+from catalog.illumination import create_illumination
 from catalog.shards import damaged_chunks
 from catalog.terrain import create_terrain
 from inventory_engine.lock import holder_of
-from inventory_engine.plan import stored_grid, stored_identity
+from inventory_engine.plan import REGION, stored_grid, stored_identity
 from inventory_engine.receipts import Ledger, Receipt, stored_name
 from inventory_engine.settings import Settings
+from inventory_engine.work import OUTLINES
 
 __all__ = ["Finding", "Verdict", "finding_table", "verdict_line", "verify"]
 
 _THREADS = 8
 # ^ each holds one stored object in memory
 _SHOWN_CHUNKS = 6
-_UNCHECKED = ("region.json", "run.lock", "runs/")
-# ^ no products: the workspace's identity (read before), its lock and its logs
+_UNCHECKED = ("region.json", "run.lock", "runs/", OUTLINES)
+# ^ no products: the workspace's identity (read before), its lock, its logs, and the outlines that
+#   every run lays out anew for its workers
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -118,7 +122,7 @@ def verify(settings: Settings, *, progress: Progress | None = None) -> Verdict:
                     seasons.setdefault(found.receipt.stage, set()).add(found.receipt.season)
             if progress is not None:
                 progress("receipts", done, len(records))
-    metadata = _expected_metadata(workspace, grid, seasons)
+    metadata = _expected_metadata(workspace, grid, seasons, settings=settings)
     searches = [name for name in names if name.startswith("search/")]
     verdict.findings += _check_metadata(workspace, metadata)
     verdict.findings += _check_searches(workspace, searches)
@@ -185,7 +189,7 @@ def _damaged_chunks(grid: RegionGrid, output: str, data: bytes | None) -> tuple[
 
 
 def _expected_metadata(
-    workspace: Workspace, grid: RegionGrid, seasons: dict[str, set[str]]
+    workspace: Workspace, grid: RegionGrid, seasons: dict[str, set[str]], *, settings: Settings
 ) -> dict[str, bytes]:
     """Every metadata and coordinate file that the engine would write for what was made.
 
@@ -196,13 +200,49 @@ def _expected_metadata(
     identity = stored_identity(workspace) or {}
     with tempfile.TemporaryDirectory(prefix="gie-verify-") as folder:
         fresh = Workspace(folder)
-        if "terrain" in seasons:
-            create_terrain(fresh, grid, collections=identity.get("dem") or ())
+        for label in sorted(seasons.get("terrain", ())):
+            coarse = _terrain_grid(grid, label)
+            create_terrain(fresh, coarse, collections=identity.get("dem") or ())
+            _keep_date(workspace, fresh, terrain_name(coarse))
+        for layer in sorted(seasons.get("layers", ())):
+            create_extra_layer(fresh, layer, grid)
         for season in sorted(seasons.get("cube", ())):
-            create_season(fresh, season, grid, sar="sar" in identity.get("layers", ()))
+            own, sar = _season_layout(workspace, grid, season, settings=settings)
+            create_season(fresh, season, own, sar=sar)
+        for season in sorted(seasons.get("illumination", ())):
+            own, _ = _season_layout(workspace, grid, season, settings=settings)
+            create_illumination(fresh, season, own)
         for season in sorted(seasons.get("map", set()) | seasons.get("outlines", set())):
-            create_map(fresh, season, grid)
+            own, _ = _season_layout(workspace, grid, season, settings=settings)
+            create_map(fresh, season, own)
         return {name: (Path(folder) / name).read_bytes() for name in fresh.names("")}
+
+
+def _terrain_grid(grid: RegionGrid, label: str) -> RegionGrid:
+    """Grid of a terrain layer, by what stands in the place of a season in its receipts."""
+    if label == REGION:
+        return grid
+    return grid.coarsened(round(float(label.removesuffix("m")) / grid.resolution_m))
+
+
+def _keep_date(workspace: Workspace, fresh: Workspace, name: str) -> None:
+    """Take over when the elevation was measured: the scenes tell that, and are not asked here."""
+    document = _parsed(workspace.get(f"{name}/zarr.json")) or {}
+    told = (document.get("attributes") or {}).get("dem_date")
+    if isinstance(told, str):
+        fresh.array(name, mode="r+").attrs["dem_date"] = told
+
+
+def _season_layout(
+    workspace: Workspace, grid: RegionGrid, season: str, *, settings: Settings
+) -> tuple[RegionGrid, bool]:
+    """Grid of a season and whether it has radar; of one no longer asked for, as it is found."""
+    if season in settings.seasons:
+        asked = settings.collections_of(season)
+        return grid.coarsened(settings.multiple(season)), bool(asked.sar)
+    name = f"cube.zarr/{season}/optical"
+    rows = workspace.array(name).shape[-2] if workspace.has_array(name) else grid.shape[0]
+    return grid.coarsened(grid.shape[0] // rows), workspace.has_array(f"cube.zarr/{season}/sar")
 
 
 def _check_metadata(workspace: Workspace, expected: dict[str, bytes]) -> Iterator[Finding]:

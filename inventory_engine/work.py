@@ -26,7 +26,7 @@ from catalog.cube import Outcome, Workspace, terrain_name
 from catalog.errors import EngineError, SourceError, StoreError, UsageError
 from catalog.extra_layers import build_layer_shard
 from catalog.grid import RegionGrid, Shard
-from catalog.illumination import Sun, build_illumination_shard, terrain_shadow
+from catalog.illumination import Sun, SunOver, build_illumination_shard, terrain_shadow
 from catalog.saved_ranking import build_ranking, read_rankings
 from catalog.scenes import Scene, band_from_dict
 from catalog.terrain import build_terrain_shard
@@ -284,7 +284,7 @@ def _orders(ledger: Ledger, job: Job) -> GlacierOrders | None:
 
 def _illumination(ledger: Ledger, job: Job) -> Outcome:
     suns = job["payload"]["suns"]
-    looks = {int(day): Sun(*sun) for day, sun in suns.items()}
+    looks = [SunOver(day, tuple(box), Sun(*sun)) for day, box, sun in suns]
     return build_illumination_shard(
         ledger.workspace, job["season"], _shard(ledger, job), looks=looks
     )

@@ -28,6 +28,7 @@ from catalog.grid import RegionGrid, convergence
 from catalog.illumination import (
     RELIEF_M,
     Sun,
+    SunOver,
     build_illumination_shard,
     cast_shadow,
     create_illumination,
@@ -37,6 +38,7 @@ from catalog.illumination import (
 from catalog.terrain import describe_terrain, terrain_halo
 
 SIZE = 10.0
+EVERYWHERE = (-180.0, -90.0, 180.0, 90.0)
 DAY = 19952  # 2024-08-17
 SEASON = "2024"
 azimuths = st.sampled_from([0.0, 45.0, 90.0, 180.0, 225.0, 270.0, 359.9]) | st.floats(0, 360)
@@ -259,7 +261,7 @@ def painted(
     store_layers(workspace, grid, {"cube.zarr/terrain": bands, f"cube.zarr/{SEASON}/date": dates})
     create_illumination(workspace, SEASON, grid)
     place = seen_from or tuple(float(v) for v in grid.lonlat(64, 64))
-    suns = {day: Sun(*sun, *place) for day, sun in looks.items()}
+    suns = [SunOver(day, EVERYWHERE, Sun(*sun, *place)) for day, sun in looks.items()]
     outcomes, out = [], np.empty(grid.shape, np.uint8)
     for shard in grid.shards():
         outcomes.append(build_illumination_shard(workspace, SEASON, shard, looks=suns))
@@ -410,10 +412,10 @@ def test_without_terrain_or_dates_nothing_is_made_up(tmp_path: Path) -> None:
     grid, workspace = a_grid(), Workspace(tmp_path)
     create_illumination(workspace, SEASON, grid)
     with pytest.raises(StoreError, match="run the stage"):
-        build_illumination_shard(workspace, SEASON, grid.shard(0, 0), looks={})
+        build_illumination_shard(workspace, SEASON, grid.shard(0, 0), looks=[])
     create_layer(workspace, f"cube.zarr/{SEASON}/date", grid)
     create_layer(workspace, "cube.zarr/terrain", grid)
-    outcome = build_illumination_shard(workspace, SEASON, grid.shard(0, 0), looks={})
+    outcome = build_illumination_shard(workspace, SEASON, grid.shard(0, 0), looks=[])
     stored = read_shard(workspace, f"cube.zarr/{SEASON}/illumination", grid.shard(0, 0))
     assert (stored == 255).all()
     assert outcome.facts["valid_fraction"] == outcome.facts["shaded_fraction"] == 0.0
@@ -455,7 +457,7 @@ def test_a_whole_shard_is_lit_within_a_gibibyte(tmp_path: Path, elevation: float
     write_shard(workspace, f"cube.zarr/{SEASON}/date", shard, days)
     create_illumination(workspace, SEASON, grid)
     place = tuple(float(v) for v in grid.lonlat(3072, 3072))
-    looks = {day: Sun(45.0 * day, elevation + 0.2, *place) for day in range(8)}
+    looks = [SunOver(day, EVERYWHERE, Sun(45.0 * day, elevation + 0.2, *place)) for day in range(8)]
     tracemalloc.start()
     outcome = build_illumination_shard(workspace, SEASON, shard, looks=looks)
     _, peak_bytes = tracemalloc.get_traced_memory()

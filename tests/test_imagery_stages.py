@@ -19,6 +19,7 @@ from inventory_engine.pipeline import run_pipeline
 from inventory_engine.plan import open_region
 from inventory_engine.receipts import Ledger
 from inventory_engine.settings_file import load_settings
+from inventory_engine.verify import verify
 
 SEASONS = {
     "2018": {"start": "2018-07-01", "end": "2018-10-15", "composite": "best_scene"},
@@ -50,6 +51,10 @@ def run(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     summary = run_pipeline(load_settings(folder / "region.yaml"))
     assert not summary.failed
     return folder
+
+
+def test_all_that_a_run_leaves_is_verified(run: Path) -> None:
+    assert verify(load_settings(run / "region.yaml")).findings == []
 
 
 def test_the_second_run_finds_nothing_to_do(run: Path) -> None:

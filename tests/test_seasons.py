@@ -21,6 +21,7 @@ from catalog.simulation import RegionSpec, SeasonSpec, SimulatedRegion, simulate
 from inventory_engine.pipeline import run_pipeline
 from inventory_engine.plan import open_region, search_scenes
 from inventory_engine.settings_file import load_settings
+from inventory_engine.verify import verify
 
 MIXED = RegionSpec(
     name="MIXED",
@@ -145,6 +146,10 @@ def test_every_glacier_tells_the_looks_it_was_mapped_from(mapped: Path) -> None:
     assert re.search(r"\d+% 2024-\d\d-\d\d: S2[AB]_", html)
     assert not re.search(r"\d+% 20\d\d-\d\d-\d\d: unknown", html)
     assert "the looks each glacier was mapped from" in html
+
+
+def test_every_array_of_either_pixel_size_is_verified(mapped: Path) -> None:
+    assert verify(load_settings(mapped / "region.yaml")).findings == []
 
 
 def test_a_second_run_finds_nothing_to_do(mapped: Path) -> None:
