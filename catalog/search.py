@@ -38,6 +38,8 @@ _TRIES = 4
 # ^ of an answer that breaks off half-way; requests that get no answer have their own
 _PAGE_ITEMS = 100
 _MAX_PAGES = 10_000
+_IDLE_PAGES = 50
+# ^ without anything new, each under another link, before a search counts as endless
 _MAX_FILES = 200_000
 _MAX_BYTES = 64 * 2**20
 
@@ -333,11 +335,18 @@ class _ApiItems:
             announced = 0
             pages = self._io.get_pages(search.url, search.method, search.get_parameters())
             # ^ not search.pages_as_dicts: it ends at an empty page
+            idle = 0
             for page in pages:
-                announced = max(announced, _matched(page))
+                announced, known = max(announced, _matched(page)), len(found)
                 for item in page["features"]:
                     found.add(_names(item))
                     yield item
+                idle = idle + 1 if len(found) == known else 0
+                if idle == _IDLE_PAGES:
+                    raise SourceError(
+                        f"{public_href(self._url)} sent {idle} pages in a row without a new item",
+                        kind="catalog-incomplete",
+                    )
             if len(found) < announced:
                 raise SourceError(
                     f"{public_href(self._url)} announced {announced} items and delivered "
