@@ -133,9 +133,10 @@ def _current(context: Context) -> Iterator[Receipt]:
     settings = context.region.settings
     grids = (context.region.grid.coarsened(multiple) for multiple in settings.multiples)
     seasons = {*map(terrain_season, grids), *settings.seasons}
-    seasons |= {"_".join(pair) for pair in settings.pairs}
+    seasons |= {"_".join(pair) for pair in settings.pairs} | set(settings.layers)
     units = {"region", *(s.id for s in context.region.shards)}
     units |= {b.id for b in context.region.batches[1]}
+    units |= {scene.id for found in context.scenes.optical.values() for scene in found}
     for receipt in context.ledger.read_all():
         if receipt.stage != "report" and receipt.season in seasons and receipt.unit in units:
             yield receipt

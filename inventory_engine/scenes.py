@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from catalog.candidates import Ranking, rank_looks, read_look
+from catalog.cube import terrain_name
 from catalog.errors import UsageError
+from catalog.illumination import terrain_shadow
 from catalog.ranking import CAUSES, losses
 from catalog.scenes import Scene
 from catalog.stacks import Tile
@@ -354,6 +356,9 @@ def rank_region(
     frame = region.reference.frame
     wanted = set(frame["ref_id"] if ref_ids is None else ref_ids)
     batches = [batch for batch in region.batches[1] if wanted & set(batch.ref_ids)]
+    lit = region.workspace.has_array(terrain_name(region.grid))
+    shadow = terrain_shadow(region.workspace, region.grid) if lit else None
+    # ^ before the first run the height of the sun must do
     found = []
     for number, batch in enumerate(batches):
         outlines = frame[frame["ref_id"].isin(wanted & set(batch.ref_ids))]
@@ -364,6 +369,7 @@ def rank_region(
                 grid=region.grid,
                 scenes=scenes,
                 policy=region.policy,
+                shadow=shadow,
             )
         )
         if progress is not None:
