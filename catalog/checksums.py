@@ -8,7 +8,7 @@ from pathlib import Path
 
 from catalog.errors import DataError
 
-__all__ = ["check_file"]
+__all__ = ["check_file", "file_digest"]
 
 _ALGORITHMS = {
     0x11: "sha1",
@@ -55,6 +55,12 @@ def check_file(path: Path, multihash: str) -> bool:
             kind="checksum-mismatch",
         )
     return True
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a local file; it is read once a process as long as it does not change."""
+    status = path.stat()
+    return _digest(path, "sha256", status.st_size, status.st_mtime_ns)
 
 
 def _parse(multihash: str) -> tuple[str, str] | None:

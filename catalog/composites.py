@@ -42,9 +42,9 @@ from catalog.strategies import Looks, Strategy, choose
 
 __all__ = ["build_cube_shard", "create_season"]
 
-_HELD_LOOKS = 160
-# ^ looks at one chunk kept in memory: 160 x 6 bands x 512 x 512 x 2 bytes = 500 MB; where there are
-#   more, the chunk is composed in strips; where there are fewer, chunks are read together
+_HELD_PIXELS = 160 * 512 * 512
+# ^ of looks kept in memory: 160 chunks x 6 bands x 512 x 512 x 2 bytes = 500 MB; where the looks at
+#   one chunk are more, it is composed in strips; where they are fewer, chunks are read together
 _STORED_MIN, _STORED_MAX = 1, 65534
 _EPOCH = date(1970, 1, 1)
 
@@ -238,14 +238,15 @@ def _read_together(shard: Shard, looks: int) -> Iterator[list[Tile]]:
     chunk are too many, it is cut into strips.
     """
     tiles, side = shard_tiles(shard), shard.grid.shard_px // shard.grid.chunk_px
-    if looks > _HELD_LOOKS:
-        height = max(1, shard.grid.chunk_px * _HELD_LOOKS // looks)
+    held = _HELD_PIXELS // shard.grid.chunk_px**2
+    if looks > held:
+        height = max(1, _HELD_PIXELS // (looks * shard.grid.chunk_px))
         for tile in tiles:
             for top in range(0, tile.height, height):
                 rows = min(height, tile.height - top)
                 yield [replace(tile, row=tile.row + top, height=rows)]
         return
-    together = _HELD_LOOKS // max(1, looks)
+    together = held // max(1, looks)
     together -= together % side if together > side else 0
     # ^ whole rows, where there is room for one
     for start in range(0, len(tiles), together):

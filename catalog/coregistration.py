@@ -83,6 +83,9 @@ _UNMEASURED_M = {
 #   Sentinel-2 lies within 11 m at 95 % (Level 1C data quality reports), Landsat Tier 1 within 12 m
 #   root mean square (USGS LSDS-1619; Tier 2 has no bound); sqrt(2) for two scenes
 
+_UNKNOWN_M = 12.0
+# ^ of a sensor that the user describes: as of Landsat, the coarser of those known
+
 _Floats = npt.NDArray[np.float64]
 _Mask = npt.NDArray[np.bool_]
 
@@ -114,6 +117,8 @@ class Shift:
     """Against which scene; None where none was found."""
     reason: str = ""
     """Why it was not measured, or is not used."""
+    fault: str = ""
+    """Kind of the fault of a file for which it was not measured, see ``catalog.errors``."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, the inverse of :meth:`from_dict`."""
@@ -175,7 +180,8 @@ def build_shift(
     -------
     Outcome
         ``facts`` are the shift; a scene that lies implausibly far off is set aside
-        (``misregistered``).
+        (``misregistered``), and so is one whose rasters, or whose reference's, cannot be read: the
+        next run may find them in order.
 
     Raises
     ------
@@ -190,6 +196,8 @@ def build_shift(
     name = f"shifts/{season}/{scene.id}.json"
     workspace.put(name, data)
     _, faults = aligned([scene], {scene.id: shift})
+    if shift.fault:
+        faults.append(SetAside(scene.id, shift.fault, shift.reason))
     return Outcome({name: hashlib.sha256(data).hexdigest()}, tuple(faults), facts)
 
 
@@ -243,7 +251,9 @@ def coregister(
             try:
                 new = _against(assets, scene, reference, outlines, grid)
             except DataError as error:
-                new = not_measured(scene, str(error), reference=reference)
+                new = replace(
+                    not_measured(scene, str(error), reference=reference), fault=error.kind
+                )
             if new.state != "not-measured":
                 return new
             found = new if number == 0 else found
@@ -311,7 +321,7 @@ def not_measured(
     return Shift(
         scene.id,
         "not-measured",
-        _UNMEASURED_M[scene.sensor],
+        _UNMEASURED_M.get(scene.sensor, _UNKNOWN_M),
         windows=windows,
         looks=looks,
         reference_id=None if reference is None else reference.id,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +18,21 @@ import numpy.typing as npt
 from catalog.assets import AssetPolicy, OpenAssets, public_href
 from catalog.cube import Outcome, Workspace, create_layer, write_shard
 from catalog.errors import DataError, SetAside, UsageError
-from catalog.grid import RegionGrid, Shard
+from catalog.grid import LonLatBox, RegionGrid, Shard, split_box
 from catalog.lattices import join_lattices
 from catalog.scenes import BandSource
 from catalog.stacks import Tile, read_bands, shard_tiles
 
-__all__ = ["EXTRA_LAYERS", "build_layer_shard", "create_extra_layer", "layer_source"]
+from rasterio.warp import transform_bounds  # isort: skip
+
+__all__ = [
+    "EXTRA_LAYERS",
+    "build_layer_shard",
+    "create_extra_layer",
+    "layer_boxes",
+    "layer_policy",
+    "layer_source",
+]
 
 EXTRA_LAYERS: dict[str, tuple[float, float]] = {
     "dhdt": (-150.0, 150.0),
@@ -47,6 +57,38 @@ def layer_source(
     """
     name = PurePosixPath(public_href(href)).name
     return BandSource("layer", name, href, scale=scale, offset=offset, nodata=nodata)
+
+
+def layer_policy(files: Sequence[str]) -> AssetPolicy:
+    """What may be opened for a layer: the user named its files, so these places and no others."""
+    places = set()
+    for file in files:
+        parts = urlsplit(file)
+        if file.startswith("s3://"):
+            places.add(f"s3://{parts.netloc}")
+        elif "://" in file:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            places.add((parts.hostname or "") + ("" if port == 443 else f":{port}"))
+        else:
+            places.add(str(Path(file).parent))
+    return AssetPolicy(tuple(sorted(places)))
+
+
+def layer_boxes(assets: OpenAssets, band: BandSource) -> list[LonLatBox] | None:
+    """Boxes in degrees that cover a raster; None where it cannot be opened.
+
+    Raises
+    ------
+    SourceError
+        Where its source cannot be reached.
+    """
+    try:
+        dataset = assets.dataset(band)
+    except DataError:
+        return None
+        # ^ every shard that might need it meets the fault, and names it
+    west, south, east, north = transform_bounds(dataset.crs, 4326, *dataset.bounds)
+    return split_box(west, max(-90.0, south), east, min(90.0, north))
 
 
 def create_extra_layer(
@@ -166,7 +208,7 @@ def _read(
     out = np.full((tile.height, tile.width), np.nan, np.float32)
     for bands in lattices:
         scale, offset = bands[0].scale, bands[0].offset
-        low, high = ((limit - offset) / scale for limit in limits)
+        low, high = sorted((limit - offset) / scale for limit in limits)
         (pixels,) = read_bands(assets, [bands], tile, dtype="float32", within=(low, high))
         np.copyto(out, pixels * scale + offset, where=np.isnan(out), casting="same_kind")
     return out

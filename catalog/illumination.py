@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,21 +44,19 @@ from catalog.cube import (
     write_shard,
 )
 from catalog.errors import SetAside, UsageError
-from catalog.grid import LonLatBox, RegionGrid, Shard, convergence, lonlat_boxes
+from catalog.grid import RegionGrid, Shard, convergence, lonlat_boxes
 from catalog.scenes import Scene, boxes_meet
 from catalog.stacks import Tile, shard_tiles
+from catalog.sun import Sun, SunOver, sun_of
 
 __all__ = [
     "LOWEST_SUN_DEG",
     "RELIEF_M",
-    "Sun",
-    "SunOver",
     "build_illumination_shard",
     "cast_shadow",
     "create_illumination",
     "hillshade",
     "shadow_halo",
-    "suns_of",
     "terrain_shadow",
 ]
 
@@ -77,59 +75,6 @@ _HELD_BLOCKS = 1024
 # ^ blocks of elevation of 128 x 128 pixels: 64 MB
 _RIM_PX = 2
 # ^ across the rays, heights and horizons are each interpolated from the next pixel
-
-
-@dataclass(frozen=True, slots=True)
-class Sun:
-    """Where the sun stood at one moment in the sky of one place."""
-
-    azimuth: float
-    """Degrees clockwise from true north."""
-    elevation: float
-    """Degrees above the horizon."""
-    lon: float
-    """Degrees east, of the place."""
-    lat: float
-    """Degrees north."""
-
-    def seen_from(self, lon: float, lat: float) -> Sun:
-        """The same sun at the same moment in the sky of another place."""
-        azimuth, height = math.radians(self.azimuth), math.radians(self.elevation)
-        level = math.cos(height)
-        ray = _axes(self.lon, self.lat).T @ (
-            level * math.sin(azimuth),
-            level * math.cos(azimuth),
-            math.sin(height),
-        )
-        east, north, up = _axes(lon, lat) @ ray
-        return Sun(
-            math.degrees(math.atan2(east, north)) % 360,
-            math.degrees(math.atan2(up, math.hypot(east, north))),
-            lon,
-            lat,
-        )
-
-
-def _axes(lon: float, lat: float) -> npt.NDArray[np.float64]:
-    """Unit vectors to the east, the north and up at a place, as rows, in geocentric coordinates."""
-    x, y = math.radians(lon), math.radians(lat)
-    return np.array(
-        [
-            [-math.sin(x), math.cos(x), 0.0],
-            [-math.sin(y) * math.cos(x), -math.sin(y) * math.sin(x), math.cos(y)],
-            [math.cos(y) * math.cos(x), math.cos(y) * math.sin(x), math.sin(y)],
-        ]
-    )
-
-
-class SunOver(NamedTuple):
-    """Where the sun stood over a scene."""
-
-    day: int
-    """Day of acquisition, days since 1970-01-01."""
-    box: LonLatBox
-    """Where the scene lies; west > east over the antimeridian."""
-    sun: Sun
 
 
 def create_illumination(workspace: Workspace, season: str, grid: RegionGrid) -> None:
@@ -185,26 +130,6 @@ def shadow_halo(relief_m: float, *, sun_elevation: float, resolution_m: float) -
         Where the sun is not above the horizon.
     """
     return math.ceil(relief_m / _rise(sun_elevation) / resolution_m) + _RIM_PX
-
-
-def suns_of(scenes: Sequence[Scene]) -> list[SunOver]:
-    """Where the sun stood over each scene that says it; in the order of time."""
-    found = []
-    for scene in sorted(scenes, key=lambda s: (s.datetime, s.id)):
-        sun = _sun_of(scene)
-        if sun is not None:
-            day = (date.fromisoformat(scene.datetime[:10]) - _EPOCH).days
-            found.append(SunOver(day, scene.bbox, sun))
-    return found
-
-
-def _sun_of(scene: Scene) -> Sun | None:
-    """Where the sun stood in the middle of a scene."""
-    if scene.sun_azimuth is None or scene.sun_elevation is None:
-        return None
-    west, south, east, north = scene.bbox
-    middle = (west + east + (360.0 if east < west else 0.0)) / 2
-    return Sun(scene.sun_azimuth, scene.sun_elevation, middle, (south + north) / 2)
 
 
 def _rise(sun_elevation: float) -> float:
@@ -522,7 +447,7 @@ def terrain_shadow(
         return np.asarray(mean, np.float32)
 
     def shadow(tile: Tile, scene: Scene) -> npt.NDArray[np.bool_]:
-        there = _sun_of(scene)
+        there = sun_of(scene)
         if there is None:
             raise UsageError(f"{scene.id} does not say where the sun stood")
         sun = there.seen_from(*(float(v) for v in _middle(tile)))

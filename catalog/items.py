@@ -58,8 +58,8 @@ def make_scene(
             [role, band.asset, band.scale, band.offset, band.nodata, band.checksum]
             + ([asdict(band.rule)] if band.rule else [])
             for role, band in [
-                *((b.role, b) for b in (*bands, *([thermal] if thermal else []))),
-                *(("mask", m) for m in masks),
+                *((b.role, b) for b in bands),
+                *((f"mask {m.role}", m) for m in masks),
             ]
         ],
     }

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -556,11 +556,14 @@ def _interval(first: datetime | None, last: datetime | None) -> str | None:
 def _revisits(
     scenes: Sequence[Scene], first: datetime | None, last: datetime | None
 ) -> tuple[Revisit, ...]:
-    """Days on which each tile was seen in a season that has begun."""
-    if first is None or last is None:
+    """Days on which each tile was seen, up to the last scene: a season may still be going on.
+
+    The day of today plays no part, so that equal answers give equal counts.
+    """
+    days = [date.fromisoformat(scene.datetime[:10]) for scene in scenes if scene.datetime]
+    if first is None or last is None or not days:
         return ()
-    today = datetime.now(UTC).date()
-    return count_revisits(scenes, start=first.date(), end=min(last.date(), today))
+    return count_revisits(scenes, start=first.date(), end=min(last.date(), max(days)))
 
 
 def _is_clear_enough(scene: Scene, limit: float | None) -> bool:

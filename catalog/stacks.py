@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import dask
 import numpy as np
 import numpy.typing as npt
 import stackstac.raster_spec
@@ -151,8 +150,8 @@ def read_bands(
             GridReader, assets=assets, within=within, overviews=overviews and not categories
         ),
     )
-    with dask.config.set(scheduler="synchronous"):
-        pixels: npt.NDArray[Any] = stack[0].compute()
+    # The scheduler is named here and not in dask's configuration, which all threads share.
+    pixels: npt.NDArray[Any] = stack[0].compute(scheduler="synchronous")
     return pixels
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,7 @@ def run_facts(context: Context) -> dict[str, Any]:
     """Everything a report tells about how its numbers came to be; equal for equal inputs."""
     region, scenes = context.region, context.scenes
     settings = region.settings
+    receipts = list(_current(context))
     return {
         "name": settings.name,
         "seasons": {
@@ -120,8 +121,8 @@ def run_facts(context: Context) -> dict[str, Any]:
             for label in settings.season_labels
         },
         "sparse": [{"season": s, **asdict(tile)} for s, tile in scenes.sparse],
-        "set_aside": set_aside(context),
-        "without_mask": _without_mask(context),
+        "set_aside": set_aside(context, receipts),
+        "without_mask": _without_mask(receipts),
         "grid": region.grid.to_dict(),
         "versions": versions(),
         "catalog": settings.catalog.public_url,
@@ -142,13 +143,13 @@ def _current(context: Context) -> Iterator[Receipt]:
             yield receipt
 
 
-def _without_mask(context: Context) -> list[str]:
+def _without_mask(receipts: Sequence[Receipt]) -> list[str]:
     """Scenes that were used although they tell nothing of clouds; sorted."""
-    cubes = (r for r in _current(context) if r.stage == "cube")
+    cubes = (r for r in receipts if r.stage == "cube")
     return sorted({scene for r in cubes for scene in r.outcome.facts.get("without_mask", ())})
 
 
-def set_aside(context: Context) -> list[dict[str, str]]:
+def set_aside(context: Context, receipts: Sequence[Receipt]) -> list[dict[str, str]]:
     """Tell what was not used in this region, where and why; failed units too. Sorted."""
     rows = [
         asdict(fault) | {"stage": "search", "unit": label}
@@ -158,7 +159,7 @@ def set_aside(context: Context) -> list[dict[str, str]]:
         asdict(fault) | {"stage": "reference", "unit": "region"}
         for fault in context.region.reference.set_aside
     ]
-    for receipt in _current(context):
+    for receipt in receipts:
         place = {"stage": receipt.stage, "unit": f"{receipt.season}/{receipt.unit}"}
         rows += [asdict(fault) | place for fault in receipt.outcome.set_aside]
         if receipt.failed is not None:

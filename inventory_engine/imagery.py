@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,18 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
+from catalog.assets import OpenAssets, public_href
 from catalog.best_scene import REACH_M
+from catalog.checksums import file_digest
 from catalog.composites import create_season
 from catalog.coregistration import Shift, aligned, choose_references, not_measured, reference_order
 from catalog.cube import Workspace
-from catalog.extra_layers import create_extra_layer, layer_source
-from catalog.grid import LonLatBox, Shard
-from catalog.illumination import (
-    LOWEST_SUN_DEG,
-    RELIEF_M,
-    create_illumination,
-    shadow_halo,
-    suns_of,
-)
+from catalog.extra_layers import create_extra_layer, layer_boxes, layer_policy, layer_source
+from catalog.grid import LonLatBox, Shard, split_box
+from catalog.illumination import LOWEST_SUN_DEG, RELIEF_M, create_illumination, shadow_halo
 from catalog.looks import SceneIndex
 from catalog.scenes import Scene, boxes_meet
+from catalog.sun import SunOver, suns_of
 from catalog.surroundings import neighbours
 from catalog.terrain import create_terrain
 from inventory_engine.plan import Context, terrain_season
@@ -62,10 +59,9 @@ __all__ = [
 ]
 
 _TRIED_REFERENCES = 3
+_AROUND_M = 2000.0
 _SUN_VARIES_DEG = 2.0
 # ^ between the middle of a scene, where its height is given, and its rim
-_RANKING_SUN_DEG = 15.0
-# ^ shadows that decide between looks are those of suns higher than this
 
 
 def terrain_units(c: Context) -> list[Unit]:
@@ -98,33 +94,42 @@ def layer_units(c: Context) -> list[Unit]:
     """One a shard and layer of the user's."""
     units = []
     for name, layer in c.region.settings.layers.items():
+        policy = layer_policy(layer.files)
         bands = [
             layer_source(file, scale=layer.scale, offset=layer.offset, nodata=layer.nodata)
             for file in layer.files
         ]
-        described = [asdict(band) for band in bands]
-        units += [
-            shard_unit(
-                c,
-                "layers",
-                name,
-                shard,
-                inputs={band.asset: _file_version(band.href) for band in bands},
-                payload={"rasters": described, "policy": c.region.policy.to_dict()},
-                settings={"rasters": [{**band, "href": ""} for band in described]},
+        with OpenAssets(policy) as assets:
+            boxes = [layer_boxes(assets, band) for band in bands]
+        versions = [_file_version(band.href) for band in bands]
+        for shard in c.region.shards:
+            here = shard.lonlat_boxes
+            near = [n for n, known in enumerate(boxes) if known is None or _meet(known, here)]
+            described = [asdict(bands[n]) for n in near]
+            units.append(
+                shard_unit(
+                    c,
+                    "layers",
+                    name,
+                    shard,
+                    inputs={f"{n} {bands[n].asset}": versions[n] for n in near},
+                    payload={"rasters": described, "policy": policy.to_dict()},
+                    settings={"rasters": [{**band, "href": ""} for band in described]},
+                )
             )
-            for shard in c.region.shards
-        ]
     return units
 
 
+def _meet(one: Sequence[LonLatBox], other: Sequence[LonLatBox]) -> bool:
+    return any(boxes_meet(a, b) for a in one for b in other)
+
+
 def _file_version(href: str) -> str:
-    """What tells one version of a user's file from the next: size and time of a local one."""
+    """What tells one version of a user's file from the next: the content of a local one."""
+    if "://" in href:
+        return public_href(href)
     path = Path(href)
-    if "://" in href or not path.is_file():
-        return href.split("?", maxsplit=1)[0]
-    facts = path.stat()
-    return f"{facts.st_size}-{facts.st_mtime_ns}"
+    return file_digest(path) if path.is_file() else "missing"
 
 
 def shift_units(c: Context) -> list[Unit]:
@@ -132,14 +137,15 @@ def shift_units(c: Context) -> list[Unit]:
     settings = c.region.settings
     if not settings.coregistration.measure:
         return []
-    references = choose_references(c.scenes.optical[settings.reference_season])
+    references = choose_references(c.scenes.optical[c.region.reference_season])
+    near = _outlines_by_place(c)
     units = []
     for season in settings.season_labels:
         grid = c.region.grid_of(season)
         for scene in c.scenes.optical[season]:
             stands = [r for r in references if (r.id, r.collection) == (scene.id, scene.collection)]
             tried = stands or reference_order(scene, references)[:_TRIED_REFERENCES]
-            inputs = _scene_inputs([scene, *tried]) | {"reference": c.region.reference.fingerprint}
+            inputs = _scene_inputs([scene, *tried]) | {"reference": near(scene)}
             known = {"grid": grid.to_dict(), "tried": [r.id for r in tried]}
             units.append(
                 Unit(
@@ -162,6 +168,19 @@ def shift_units(c: Context) -> list[Unit]:
     return units
 
 
+def _outlines_by_place(c: Context) -> Callable[[Scene], str]:
+    """Tells the digest of the outlines a scene lies over: only these are stable ground's limits."""
+    frame = c.region.reference.frame
+    shapes = frame.geometry.to_wkb().to_numpy()
+
+    def digest(scene: Scene) -> str:
+        boxes = [shapely.box(*box) for box in _scene_boxes(scene)]
+        found = np.unique(frame.sindex.query(boxes)[1])
+        return hashlib.sha256(b"".join(shapes[found])).hexdigest()
+
+    return digest
+
+
 def _scene_boxes(scene: Scene) -> tuple[LonLatBox, ...]:
     west, south, east, north = scene.bbox
     if west <= east:
@@ -171,12 +190,14 @@ def _scene_boxes(scene: Scene) -> tuple[LonLatBox, ...]:
 
 def season_shifts(c: Context, season: str) -> dict[str, tuple[Scene, Shift]]:
     """Shift of each optical scene of a season, as far as it has been measured."""
+    scenes = c.scenes.optical[season]
+    if not c.region.settings.coregistration.measure:
+        off = "co-registration is switched off"
+        return {scene.id: (scene, not_measured(scene, off)) for scene in scenes}
+    receipts = c.ledger.read_many([("shifts", season, scene.id) for scene in scenes])
     found = {}
-    for scene in c.scenes.optical[season]:
-        receipt = c.ledger.read("shifts", season, scene.id)
-        if not c.region.settings.coregistration.measure:
-            shift = not_measured(scene, "co-registration is switched off")
-        elif receipt is None or receipt.failed:
+    for scene, receipt in zip(scenes, receipts, strict=True):
+        if receipt is None or receipt.failed:
             shift = not_measured(scene, "its shift could not be measured")
         else:
             shift = Shift.from_dict(receipt.outcome.facts)
@@ -207,12 +228,13 @@ def season_ranking_units(c: Context, season: str) -> list[Unit]:
     scenes, places = SceneIndex(c.scenes.optical[season]), ShardPlaces(c.region.shards)
     keys = season_keys(c, season, places.shards, stages=("terrain",))
     known = outputs_of(c, keys)
-    reach = shadow_halo(RELIEF_M, sun_elevation=_RANKING_SUN_DEG, resolution_m=grid.resolution_m)
     units = []
     for batch in c.region.batches[1]:
         own = frame[frame["ref_id"].isin(batch.ref_ids)]
         packed = pack_frame(own), pack_frame(neighbours(own, frame, grid))
         seen = scenes.over(_around(batch_boxes(grid, batch)))
+        suns = [[over.day, *astuple(over.sun)] for over in suns_of(seen)]
+        reach = _shadow_reach(suns_of(seen), grid.resolution_m)
         near = places.within(batch.row0, batch.col0, batch.shape, reach)
         upstream = season_keys(c, season, near, stages=("terrain",))
         digest = hashlib.sha256("".join(packed).encode()).hexdigest()
@@ -223,7 +245,9 @@ def season_ranking_units(c: Context, season: str) -> list[Unit]:
                 season,
                 batch.id,
                 fingerprint(
-                    "scenes", {"grid": grid.to_dict()}, [f"{k}={v}" for k, v in inputs.items()]
+                    "scenes",
+                    {"grid": grid.to_dict(), "suns": suns},
+                    [f"{k}={v}" for k, v in inputs.items()],
                 ),
                 inputs,
                 batch_boxes(grid, batch),
@@ -241,15 +265,20 @@ def season_ranking_units(c: Context, season: str) -> list[Unit]:
     return units
 
 
+def _shadow_reach(suns: Sequence[SunOver], resolution_m: float) -> int:
+    """Pixels as far as terrain is looked at for the shadows of some suns."""
+    lowest = min((over.sun.elevation for over in suns), default=90.0) - _SUN_VARIES_DEG
+    lowest = min(90.0, max(LOWEST_SUN_DEG, lowest))
+    return shadow_halo(RELIEF_M, sun_elevation=lowest, resolution_m=resolution_m)
+
+
 def _around(boxes: Iterable[LonLatBox]) -> list[LonLatBox]:
     """Boxes widened by two kilometres, more than the surroundings of a glacier that are judged."""
     wide = []
     for west, south, east, north in boxes:
-        lat = 2000.0 / 111_195.0
+        lat = _AROUND_M / 111_195.0
         lon = lat / max(0.01, math.cos(math.radians(max(abs(south), abs(north)))))
-        wide.append(
-            (max(-180.0, west - lon), max(-90.0, south - lat), min(180.0, east + lon), north + lat)
-        )
+        wide += split_box(west - lon, max(-90.0, south - lat), east + lon, min(90.0, north + lat))
     return wide
 
 
@@ -337,10 +366,7 @@ def illumination_units(c: Context) -> list[Unit]:
             if known[cube] is None and c.ledger.read("cube", season, shard.id):
                 continue
             suns = suns_of(scenes.over(shard.lonlat_boxes))
-            lowest = min((over.sun.elevation for over in suns), default=90.0) - _SUN_VARIES_DEG
-            size = shard.grid.resolution_m
-            lowest = min(90.0, max(LOWEST_SUN_DEG, lowest))
-            reach = shadow_halo(RELIEF_M, sun_elevation=lowest, resolution_m=size)
+            reach = _shadow_reach(suns, shard.grid.resolution_m)
             described = [[over.day, list(over.box), list(astuple(over.sun))] for over in suns]
             ground = season_keys(c, season, places.around(shard, reach), stages=("terrain",))
             dates = {k: v for k, v in (known[cube] or {cube: "absent"}).items() if "/date/" in k}

@@ -70,6 +70,18 @@ class Region:
     """Groups of glaciers and their windows, by the multiple of the finest pixel they count in."""
     policy: AssetPolicy
 
+    @property
+    def reference_season(self) -> str:
+        """Season whose scenes the others are laid on.
+
+        Where the settings name none, the one that was last when the workspace was new: a season
+        more must not measure all others anew.
+        """
+        kept = (stored_identity(self.workspace) or {}).get("reference_season")
+        known = self.settings.seasons
+        first_choice = self.settings.coregistration.reference
+        return first_choice or (kept if kept in known else self.settings.season_labels[-1])
+
     def grid_of(self, season: str) -> RegionGrid:
         """Grid of a season: the region's own, or one of coarser pixels in the same shards."""
         return self.grid.coarsened(self.settings.multiple(season))
@@ -193,6 +205,7 @@ def claim_workspace(region: Region) -> None:
         wanted = _identity(region) | {
             "engine": __version__,
             "layout": LAYOUT,
+            "reference_season": region.reference_season,
             "crs": region.grid.wkt,
         }
         region.workspace.put(_FILE, json.dumps(wanted, indent=1).encode() + b"\n")

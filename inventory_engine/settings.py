@@ -11,12 +11,13 @@ import json
 import os
 import re
 from datetime import date
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from catalog.assets import public_href
 from inventory_engine.sensor_settings import UserSensor, require_kinds
 
 __all__ = [
@@ -46,6 +47,8 @@ _KNOWN_HOSTS = {
         "e84-earth-search-sentinel-data.s3.us-west-2.amazonaws.com",
         "copernicus-dem-30m.s3.amazonaws.com",
         "copernicus-dem-30m.s3.eu-central-1.amazonaws.com",
+        "copernicus-dem-90m.s3.amazonaws.com",
+        "copernicus-dem-90m.s3.eu-central-1.amazonaws.com",
     ),
     "planetarycomputer.microsoft.com": ("*.blob.core.windows.net",),
 }
@@ -192,7 +195,7 @@ class CoregistrationSettings(_Strict):
     measure: bool = True
     """Whether each scene's shift is measured, corrected above half a pixel, and counted."""
     reference: str | None = None
-    """Season whose scenes the others are laid on; the last by default."""
+    """Season whose scenes the others are laid on; by default the last of the first run."""
 
 
 class LayerSettings(_Strict):
@@ -204,6 +207,13 @@ class LayerSettings(_Strict):
     offset: float = 0.0
     """Value = pixel x scale + offset."""
     nodata: float | None = None
+
+    @field_validator("scale")
+    @classmethod
+    def _not_zero(cls, scale: float) -> float:
+        if scale == 0:
+            raise ValueError("expected a number other than 0")
+        return scale
 
 
 class InventorySettings(_Strict):
@@ -313,11 +323,6 @@ class Settings(_Strict):
             )
         return self
 
-    @property
-    def reference_season(self) -> str:
-        """Season whose scenes the others are laid on."""
-        return self.coregistration.reference or self.season_labels[-1]
-
     def multiple(self, label: str) -> int:
         """Edge of a season's pixel in pixels of the region's grid."""
         coarse = self.seasons[label].resolution_m
@@ -358,6 +363,8 @@ class Settings(_Strict):
         values["model"]["ensemble"] = Path(self.model.ensemble).name
         values["catalog"].pop("allowed")
         values["catalog"]["url"] = self.catalog.public_url
+        for layer in values["layers"].values():
+            layer["files"] = [PurePosixPath(public_href(file)).name for file in layer["files"]]
         return values
 
 

@@ -134,7 +134,12 @@ def season_keys(
 
 def outputs_of(c: Context, keys: Sequence[str]) -> dict[str, dict[str, str] | None]:
     """Outputs that receipts promise, by the key of the unit; None where one is not done."""
-    return {key: c.ledger.outputs(*key.split("/")) for key in keys}
+    places = [(stage, season, unit) for stage, season, unit in (key.split("/") for key in keys)]
+    receipts = c.ledger.read_many(places)
+    return {
+        key: None if receipt is None or receipt.failed else receipt.outcome.outputs
+        for key, receipt in zip(keys, receipts, strict=True)
+    }
 
 
 def checksums(known: dict[str, dict[str, str] | None], keys: Sequence[str]) -> dict[str, str]:

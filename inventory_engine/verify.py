@@ -21,6 +21,7 @@ from rich.text import Text
 
 from catalog.composites import create_season
 from catalog.cube import LAYERS, Workspace, terrain_name
+from catalog.errors import StoreError
 from catalog.extra_layers import create_extra_layer
 from catalog.grid import RegionGrid
 from catalog.illumination import create_illumination
@@ -241,7 +242,11 @@ def _season_layout(
         asked = settings.collections_of(season)
         return grid.coarsened(settings.multiple(season)), bool(asked.sar)
     name = f"cube.zarr/{season}/optical"
-    rows = workspace.array(name).shape[-2] if workspace.has_array(name) else grid.shape[0]
+    try:
+        rows = workspace.array(name).shape[-2]
+    except StoreError:
+        rows = grid.shape[0]
+        # ^ gone or damaged, which the comparison finds
     return grid.coarsened(grid.shape[0] // rows), workspace.has_array(f"cube.zarr/{season}/sar")
 
 

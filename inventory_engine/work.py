@@ -23,12 +23,13 @@ from catalog.best_scene import GlacierOrders
 from catalog.composites import build_cube_shard
 from catalog.coregistration import build_shift
 from catalog.cube import Outcome, Workspace, terrain_name
-from catalog.errors import EngineError, SourceError, StoreError, UsageError
+from catalog.errors import DataError, EngineError, SourceError, StoreError, UsageError
 from catalog.extra_layers import build_layer_shard
 from catalog.grid import RegionGrid, Shard
-from catalog.illumination import Sun, SunOver, build_illumination_shard, terrain_shadow
+from catalog.illumination import build_illumination_shard, terrain_shadow
 from catalog.saved_ranking import build_ranking, read_rankings
 from catalog.scenes import Scene, band_from_dict
+from catalog.sun import Sun, SunOver
 from catalog.terrain import build_terrain_shard
 from inventory_engine.logs import redact
 from inventory_engine.receipts import Ledger, Receipt
@@ -273,6 +274,17 @@ def _orders(ledger: Ledger, job: Job) -> GlacierOrders | None:
         return None
     frame = unpack_frame(payload["glaciers"]).sort_values("ref_id", ignore_index=True)
     ranks: dict[str, dict[tuple[str, str], int]] = {ref_id: {} for ref_id in frame["ref_id"]}
+    missing = [
+        batch
+        for batch in payload["batches"]
+        if ledger.outputs("scenes", job["season"], batch) is None
+    ]
+    if missing:
+        raise DataError(
+            f"the scenes of {len(missing)} groups of glaciers near this shard could not be ranked "
+            f"({', '.join(missing[:3])}), see the failed units of the stage `scenes`",
+            kind="incomplete",
+        )
     if payload["batches"]:
         ranked = read_rankings(ledger.workspace, job["season"], batches=payload["batches"])
         for row in ranked.itertuples():

@@ -128,7 +128,7 @@ def test_strips_change_nothing(
 
     items = [optical_item(tmp_path, f"S2A_{i}", when=day(i + 1), paint=paint(i)) for i in range(3)]
     whole, _ = compose(tmp_path, items, name="whole", strategy=strategy)
-    monkeypatch.setattr("catalog.composites._HELD_LOOKS", 1)
+    monkeypatch.setattr("catalog.composites._HELD_PIXELS", 5000)
     cut, _ = compose(tmp_path, items, name="cut", strategy=strategy)
     for layer, values in whole.items():
         assert (values == cut[layer]).all(), layer

@@ -107,16 +107,15 @@ def test_outlines_that_cannot_be_read_are_code_2(small: Small, tmp_path: Path):
     bad.write_bytes(b"not a database")
     result = call("run", small.settings(tmp_path, outlines=str(bad)))
     assert result.returncode == 2
-    assert "bad.gpkg" in told(result)
+    assert "bad.gpkg" in told(result).replace(" ", "")
+    # ^ a long path is broken over two lines
 
 
 def test_an_ensemble_or_a_runtime_that_cannot_map_this_grid_is_code_2(small: Small, tmp_path: Path):
     trained_for = {"model": {"ensemble": "default"}}
     result = call("run", small.settings(tmp_path / "a", **trained_for))
     assert result.returncode == 2
-    assert "grid.resolution_m is 40, but ensemble default was trained for 10 to 30 m" in told(
-        result
-    )
+    assert "has pixels of 40 m, but ensemble default was trained for 10 to 30 m" in told(result)
     model = {"ensemble": str(small.ensemble), "precision": "bfloat16"}
     result = call("run", small.settings(tmp_path / "b", model=model))
     assert result.returncode == 2

@@ -312,7 +312,7 @@ def test_reading_looks_twice_where_they_do_not_fit_in_memory_changes_nothing(
 ) -> None:
     items = textured_season(tmp_path)
     _, held = compose(tmp_path, items, name="held")
-    monkeypatch.setattr(composites, "_HELD_LOOKS", 1)
+    monkeypatch.setattr(composites, "_HELD_PIXELS", 5000)
     _, reread = compose(tmp_path, items, name="reread")
     assert reread.outputs == held.outputs
 

@@ -15,7 +15,7 @@ from rasters import small_grid
 
 from catalog.assets import gdal_env  # noqa: F401  before rasterio: it sets GDAL's drivers
 from catalog.composites import create_season
-from catalog.cube import NOT_SEEN, Workspace, write_shard
+from catalog.cube import NOT_SEEN, TERRAIN_BANDS, Workspace, write_shard
 from catalog.georeference import georeference
 from catalog.terrain import create_terrain
 from model_serving.inference import create_map
@@ -53,7 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("cube.zarr/2024/optical", 0, "uint16", 6),
         ("cube.zarr/2024/sar", 0, "uint16", 2),
         ("cube.zarr/2024/observations", 0, "uint8", None),
-        ("cube.zarr/terrain", np.nan, "float32", 4),
+        ("cube.zarr/terrain", np.nan, "float32", len(TERRAIN_BANDS)),
         ("map.zarr/2024/probability", NOT_SEEN, "uint8", 4),
         ("map.zarr/2024/votes", 0, "uint32", None),
     ):

@@ -27,14 +27,13 @@ from catalog.errors import StoreError, UsageError
 from catalog.grid import RegionGrid, convergence
 from catalog.illumination import (
     RELIEF_M,
-    Sun,
-    SunOver,
     build_illumination_shard,
     cast_shadow,
     create_illumination,
     hillshade,
     shadow_halo,
 )
+from catalog.sun import Sun, SunOver
 from catalog.terrain import describe_terrain, terrain_halo
 
 SIZE = 10.0

@@ -29,6 +29,7 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from catalog.cube import (
+    CLASSES,
     DATE_MISSING,
     NOT_SEEN,
     TERRAIN_BANDS,
@@ -107,7 +108,7 @@ def paint_season(
     light = rasters.hillshade(world.heights, world.grid.resolution_m)
     optical = optical_of(world, ice, debris, light, rng)
     edge = ndimage.gaussian_filter((ice > 0).astype(float), 1.5)
-    probability = np.zeros((len(TERRAIN_BANDS), *world.grid.shape), np.uint8)
+    probability = np.zeros((len(CLASSES), *world.grid.shape), np.uint8)
     total = np.clip(np.where(ice > 0, np.maximum(edge, 0.55), np.minimum(edge, 0.45)), 0.02, 0.98)
     probability[1] = np.where(debris, 0.1, 0.95) * total * 254
     probability[2] = np.where(debris, 0.9, 0.05) * total * 254

@@ -442,5 +442,8 @@ def test_a_region_without_a_course_keeps_the_text_it_always_had():
     assert "course" not in SMALL.as_json()
     season = dataclasses.replace(SMALL.seasons[0], course=((0.5, 0.5), (0.1, 0.1)))
     assert json.loads(dataclasses.replace(SMALL, seasons=(season,)).as_json())["seasons"] == [
-        {**dataclasses.asdict(season), "course": [[0.5, 0.5], [0.1, 0.1]]}
+        {
+            **{k: v for k, v in dataclasses.asdict(season).items() if k != "sensor"},
+            "course": [[0.5, 0.5], [0.1, 0.1]],
+        }
     ]

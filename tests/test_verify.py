@@ -93,7 +93,7 @@ def test_a_finished_run_is_as_promised_and_is_not_touched(region: Settings) -> N
     records = len(Workspace(region.workspace).names("records"))
     assert verdict.findings == []
     assert (verdict.receipts, verdict.failed, verdict.running) == (records, 0, None)
-    assert verdict.objects + verdict.receipts + 3 == len(files(region))
+    assert verdict.objects + verdict.receipts + 4 == len(files(region))
     # ^ everything but the identity, the lock and the log of the run
     assert times(region) == before
 
