@@ -9,10 +9,17 @@ import pytest
 from pyproj import Transformer
 from rasters import CENTRE, UTM, centres, small_grid, utm_frame, write_tif
 
-from catalog.assets import AssetPolicy
+from catalog.assets import AssetPolicy, OpenAssets
 from catalog.cube import Outcome, Workspace, read_shard
-from catalog.errors import UsageError
-from catalog.extra_layers import EXTRA_LAYERS, build_layer_shard, create_extra_layer, layer_source
+from catalog.errors import DataError, UsageError
+from catalog.extra_layers import (
+    EXTRA_LAYERS,
+    build_layer_shard,
+    create_extra_layer,
+    layer_boxes,
+    layer_policy,
+    layer_source,
+)
 from catalog.grid import Shard
 from catalog.scenes import BandSource
 
@@ -167,3 +174,37 @@ def test_a_layer_that_is_none_is_refused_with_the_nearest_name(tmp_path: Path) -
         assert caught.value.kind == "unknown-layer"
     with pytest.raises(UsageError, match=f"known are {', '.join(EXTRA_LAYERS)}"):
         create_extra_layer(workspace, "velocity", shard.grid)
+
+
+def test_a_scale_below_zero_turns_the_values_and_not_the_limits(tmp_path: Path) -> None:
+    """Thinning given as a positive number."""
+    path = str(raster(tmp_path, "thinning.tif"))
+    plain, _ = built(tmp_path, [layer_source(path)])
+    turned, outcome = built(tmp_path, [layer_source(path, scale=-1.0)])
+    assert outcome.facts["valid_fraction"] == 1.0
+    assert np.allclose(turned, -plain)
+
+
+def test_what_the_user_names_may_be_read_and_nothing_else() -> None:
+    policy = layer_policy(
+        [
+            "/data/a.tif",
+            "https://example.org/b.tif",
+            "http://127.0.0.1:9000/c.tif",
+            "s3://ice/d.tif",
+        ]
+    )
+    assert policy.allowed == ("/data", "127.0.0.1:9000", "example.org", "s3://ice")
+    for refused in ("/etc/passwd.tif", "https://example.com/b.tif"):
+        with pytest.raises(DataError, match="is not opened"):
+            policy.check(refused)
+
+
+def test_a_raster_tells_where_it_lies(tmp_path: Path) -> None:
+    band = layer_source(str(raster(tmp_path, "here.tif")))
+    with OpenAssets(AssetPolicy((str(tmp_path),))) as assets:
+        (box,) = layer_boxes(assets, band) or []
+        assert layer_boxes(assets, layer_source(str(tmp_path / "gone.tif"))) is None
+    west, south, east, north = box
+    assert west < CENTRE[0] < east and south < CENTRE[1] < north
+    assert east - west < 0.2
