@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "chaos" not in config.option.markexpr:
         for item in items:
             if item.get_closest_marker("chaos"):
-                item.add_marker(pytest.mark.skip(reason="many process kills: run with -m chaos"))
+                item.add_marker(
+                    pytest.mark.skip(reason="full counts and process kills: run with -m chaos")
+                )
 
 
 @dataclass(frozen=True)
@@ -145,3 +148,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     terminalreporter.write_line(f"real-data tests: {told}")
+    rows = {
+        outcome: {
+            row[1].upper()
+            for report in terminalreporter.stats.get(outcome, [])
+            if (row := re.search(r"::test_([sacdgz]\d+)_", getattr(report, "nodeid", "")))
+        }
+        for outcome in ("passed", "failed", "error")
+    }
+    if rows["passed"]:
+        broken = rows["failed"] | rows["error"]
+        held = sorted(rows["passed"] - broken, key=lambda row: (row[0], int(row[1:])))
+        terminalreporter.write_line(
+            f"rows of the fault matrix: {len(held)} held ({' '.join(held)}), "
+            f"{len(broken)} broken{' (' + ' '.join(sorted(broken)) + ')' if broken else ''}"
+        )

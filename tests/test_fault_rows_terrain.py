@@ -6,7 +6,6 @@ Each runs on a few cases by default and on all of them with ``-m chaos``.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -237,15 +236,12 @@ def test_d3_elevation_tiles_that_page_for_ever_are_a_typed_error_at_once(period:
         link = {"href": f"{root}/search?token={(token + 1) % period}", "method": "GET"}
         return page([elevation_item("N46E010")], link)
 
-    start = time.monotonic()
     with scripted_server(api(endless)) as server, pytest.raises(SourceError) as caught:
         find(server.url, collections=["cop-dem-glo-30"], start=None, end=None)
     assert caught.value.kind == "catalog-incomplete"
     assert len(server.requests) < 10
-    assert time.monotonic() - start < 5
 
 
-@pytest.mark.chaos
 def test_d3_pages_without_end_are_a_typed_error_even_where_each_has_a_new_link() -> None:
     def endless(request: Request, root: str) -> Answer:
         token = int(request.path.partition("token=")[2] or 0)

@@ -133,7 +133,7 @@ def _names_of(region: Settings, unit: str) -> set[str]:
     return {record, *map(stored_name, item["assets"])}
 
 
-def test_forty_faults_are_found_located_and_repaired_and_nothing_else_is_written(
+def test_z1_forty_faults_are_found_located_and_repaired_and_nothing_else_is_written(
     region: Settings,
 ) -> None:
     chance = random.Random(40)
@@ -147,7 +147,7 @@ def test_forty_faults_are_found_located_and_repaired_and_nothing_else_is_written
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
-def test_428_faults_in_chunks_are_found_and_repaired(
+def test_z1_428_faults_in_chunks_are_found_and_repaired(
     region: Settings, record_property: Callable[[str, object], None]
 ) -> None:
     chance = random.Random(428)
