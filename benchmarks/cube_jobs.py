@@ -219,7 +219,7 @@ def _engine_reads(season: Season, _folder: Path, policy: AssetPolicy) -> None:
             for tile in shard_tiles(shard):
                 read_bands(assets, scene.bands, tile, dtype="uint16")
                 wide = tile.widened(halo)
-                read_bands(assets, [scene.mask], wide, dtype="uint8", categories=True)
+                read_bands(assets, scene.masks, wide, dtype="uint8", categories=True)
 
 
 def read_engine(season: Season, key: str, item: dict[str, Any], policy: AssetPolicy) -> Array:

@@ -26,6 +26,8 @@ _CYCLES = {
 #   all land each time, so what they should have seen is not known.
 _SPARSE = 0.75
 # ^ of the days expected; some are always lost to manoeuvres, and a third missing must be told
+_SEEN_AGAIN = 2
+# ^ passes of one track from which on it is one; where no day of the cycle comes again, nothing is known
 _FEWEST = 6
 # ^ days expected; of fewer, chance alone takes a quarter
 
@@ -51,7 +53,7 @@ def count_revisits(scenes: Iterable[Scene], *, start: date, end: date) -> tuple[
 
     A tile's tracks are found from its scenes: all passes of one track fall on the same day of the
     cycle. A track seen less than half as often as the tile's most frequent one only touches it and
-    does not count.
+    does not count; where none was seen twice, a tile is not judged.
 
     Parameters
     ----------
@@ -87,7 +89,8 @@ def _compare(
     season = range(start.toordinal(), end.toordinal() + 1)
     passes = [day.toordinal() for day in seen if day.toordinal() in season]
     tracks = Counter(day % cycle for day in passes)
-    often = {track for track, times in tracks.items() if 2 * times >= max(tracks.values())}
+    most = max(tracks.values(), default=0)
+    often = {track for track, times in tracks.items() if 2 * times >= most >= _SEEN_AGAIN}
     return Revisit(
         sensor,
         tile,

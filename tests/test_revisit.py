@@ -167,6 +167,11 @@ def items_of(tracks: Iterable[int], season: tuple[date, date]) -> list[dict]:
     ]
 
 
+def test_days_of_which_none_comes_again_tell_of_no_track() -> None:
+    few = [scene("32TPS", SUMMER[0] + timedelta(n)) for n in (0, 21, 42, 63)]
+    assert count_revisits(few, start=SUMMER[0], end=SUMMER[1]) == ()
+
+
 def test_a_search_counts_cloudy_scenes_too_and_keeps_the_counts(tmp_path: Path) -> None:
     items = items_of([0], SUMMER)
     found = find(write_items(tmp_path / "items.json", items), max_cloud_percent=20)
