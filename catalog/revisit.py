@@ -27,7 +27,7 @@ _CYCLES = {
 _SPARSE = 0.75
 # ^ of the days expected; some are always lost to manoeuvres, and a third missing must be told
 _SEEN_AGAIN = 2
-# ^ passes of one track from which on it is one; where no day of the cycle comes again, nothing is known
+# ^ passes after which a track is one; where no day of the cycle comes again, nothing is known
 _FEWEST = 6
 # ^ days expected; of fewer, chance alone takes a quarter
 
