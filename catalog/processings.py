@@ -9,7 +9,7 @@ from typing import NamedTuple
 from catalog.errors import SetAside
 from catalog.scenes import Scene
 
-__all__ = ["newest_processings", "tile_of"]
+__all__ = ["landsat_processed", "newest_processings", "tile_of"]
 
 _LANDSAT_PRODUCT = re.compile(r"(L[A-Z]\d\d)_L2S[PR]_(\d{6})_(\d{8})_(\d{8})_\d\d_(RT|T1|T2)")
 # ^ satellite, path and row, day of acquisition, day of processing and tier in the identifier of a
@@ -67,6 +67,12 @@ def _version(scene: Scene) -> tuple[str, _Version]:
             satellite, place, day, processed, tier = product.groups()
             return f"{satellite}/{place}/{day}", _Version(float(processed), _TIERS.index(tier))
     return scene.granule, _Version(float(scene.baseline or 0))
+
+
+def landsat_processed(href: str) -> str | None:
+    """Day on which a Landsat file was processed, ``YYYYMMDD``; None where its name does not say."""
+    product = _LANDSAT_PRODUCT.search(href)
+    return product[4] if product else None
 
 
 def tile_of(scene: Scene) -> str:

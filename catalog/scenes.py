@@ -89,7 +89,7 @@ class Scene:
     """Degrees above the horizon."""
     cloud_percent: float | None
     baseline: str | None
-    """Processing baseline, for example ``05.11``."""
+    """Processing baseline of Sentinel-2, for example ``05.11``, or day of processing of Landsat."""
     fingerprint: str
     """SHA-256 over the content that matters, not over hosts, signatures or folders."""
     granule: str = ""

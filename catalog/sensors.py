@@ -22,6 +22,7 @@ from catalog.items import (
     make_scene,
     nodata_of,
 )
+from catalog.processings import landsat_processed
 from catalog.scenes import BandSource, Scene
 from catalog.user_sensors import SensorSpec, describe_with
 
@@ -264,9 +265,11 @@ def _describe_landsat(item: Mapping[str, Any]) -> Scene:
                 nodata=nodata_of(item, asset, 0.0),
             )
         )
+    # Reprocessed files lie under the same item id: other pixels must be another scene.
     return make_scene(
         item,
         "optical",
+        baseline=landsat_processed(bands[0].href),
         sensor=sensor,
         bands=bands,
         masks=_landsat_masks(item, sensor),

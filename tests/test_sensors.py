@@ -547,3 +547,16 @@ def test_boxes_meet_both_ways_and_a_box_meets_itself(
     one, two = (a[0], 0.0, a[1], 1.0), (b[0], 0.5, b[1], 2.0)
     assert boxes_meet(one, one)
     assert boxes_meet(one, two) == boxes_meet(two, one)
+
+
+def test_landsat_processed_anew_under_the_same_id_is_another_scene(tmp_path: Path) -> None:
+    def processed(day: str) -> Scene:
+        item = landsat_item(tmp_path, "L", when="2010-08-12T10:15:20Z")
+        for asset in item["assets"].values():
+            name = f"LC08_L2SP_193027_20100812_{day}_02_T1_SR_B2.TIF"
+            asset["href"] = f"https://example.org/{name}"
+        return describe_item(item)
+
+    old, new = processed("20200823"), processed("20230101")
+    assert (old.id, old.baseline, new.baseline) == (new.id, "20200823", "20230101")
+    assert old.fingerprint != new.fingerprint
