@@ -156,7 +156,11 @@ def test_real_items_say_how_pixels_become_physical_values(name: str) -> None:
     scenes = [describe_item(item) for item in real_items(name)]
     assert len(scenes) == expected.items
     for scene in scenes:
-        assert (scene.sensor, scene.baseline) == (expected.sensor, expected.baseline)
+        assert scene.sensor == expected.sensor
+        if scene.sensor.startswith("landsat"):  # the day of processing in the names of its files
+            assert f"_{scene.baseline}_02_T" in scene.bands[0].href
+        else:
+            assert scene.baseline == expected.baseline
         assert [band.role for band in scene.bands] == list(expected.bands)
         for band in scene.bands:
             asset, scale, offset, nodata = expected.bands[band.role]
