@@ -26,8 +26,8 @@ _CYCLES = {
 #   all land each time, so what they should have seen is not known.
 _SPARSE = 0.75
 # ^ of the days expected; some are always lost to manoeuvres, and a third missing must be told
-_SEEN_AGAIN = 2
-# ^ passes after which a track is one; where no day of the cycle comes again, nothing is known
+_SEEN_AGAIN = 3
+# ^ passes after which a track is one; fewer may fall on one day of the cycle by chance
 _FEWEST = 6
 # ^ days expected; of fewer, chance alone takes a quarter
 
@@ -53,7 +53,7 @@ def count_revisits(scenes: Iterable[Scene], *, start: date, end: date) -> tuple[
 
     A tile's tracks are found from its scenes: all passes of one track fall on the same day of the
     cycle. A track seen less than half as often as the tile's most frequent one only touches it and
-    does not count; where none was seen twice, a tile is not judged.
+    does not count; where none was seen three times, a tile is not judged.
 
     Parameters
     ----------
