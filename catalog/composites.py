@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,6 @@ _HELD_PIXELS = 160 * 512 * 512
 # ^ of looks kept in memory: 160 chunks x 6 bands x 512 x 512 x 2 bytes = 500 MB; where the looks at
 #   one chunk are more, it is composed in strips; where they are fewer, chunks are read together
 _STORED_MIN, _STORED_MAX = 1, 65534
-_EPOCH = date(1970, 1, 1)
 
 _Pixels = npt.NDArray[np.uint16]
 _Mask = npt.NDArray[np.bool_]
@@ -226,10 +224,6 @@ def _place(shard: Shard, tile: Tile) -> tuple[slice, slice]:
     return slice(row, row + tile.height), slice(col, col + tile.width)
 
 
-def _day(scene: Scene) -> int:
-    return (date.fromisoformat(scene.datetime[:10]) - _EPOCH).days
-
-
 def _read_together(shard: Shard, looks: int) -> Iterator[list[Tile]]:
     """Cut a shard into groups of tiles of which all looks fit into memory together.
 
@@ -262,7 +256,7 @@ def _compose_tiles(
     tally: _Tally,
 ) -> Iterator[tuple[Tile, _Layers]]:
     """Compose tiles that are read together."""
-    days = np.array([_day(look[0]) for look in looks], np.int32)
+    days = np.array([look[0].day for look in looks], np.int32)
     found = [
         Looks(
             np.empty((len(looks), len(OPTICAL_BANDS), tile.height, tile.width), np.uint16),

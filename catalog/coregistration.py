@@ -41,6 +41,7 @@ __all__ = [
     "coregister",
     "not_measured",
     "reference_order",
+    "tried_references",
 ]
 
 State = Literal["reference", "kept", "corrected", "misregistered", "not-measured"]
@@ -242,9 +243,9 @@ def coregister(
     """
     if scene.kind != "optical":
         raise UsageError(f"{scene.id} is of kind {scene.kind}; only optical scenes have a shift")
-    if any((r.id, r.collection) == (scene.id, scene.collection) for r in references):
+    ordered = tried_references(scene, references)
+    if any(_same(scene, reference) for reference in ordered):
         return Shift(scene.id, "reference", 0.0, 0.0, 0.0, 0.0, reference_id=scene.id)
-    ordered = reference_order(scene, references)[:_MAX_REFERENCES]
     found = not_measured(scene, "no reference scene overlaps it")
     with OpenAssets(policy) as assets:
         for number, reference in enumerate(ordered):
@@ -268,9 +269,7 @@ def choose_references(scenes: Sequence[Scene]) -> list[Scene]:
     chosen: list[Scene] = []
     shown: dict[str, shapely.Geometry] = {}
     for scene in sorted(scenes, key=lambda s: (_cloud(s), s.datetime, s.id)):
-        box = shapely.union_all(
-            [shapely.box(w, scene.bbox[1], e, scene.bbox[3]) for w, e in lon_spans(scene.bbox)]
-        )
+        box = shapely.union_all([shapely.box(*part) for part in scene.boxes])
         before = shown.get(scene.sensor, shapely.Polygon())
         if shapely.intersection(before, box).area < _SHOWN_SHARE * box.area:
             chosen.append(scene)
@@ -296,6 +295,16 @@ def reference_order(scene: Scene, references: Sequence[Scene]) -> list[Scene]:
         if other.kind == "optical" and overlap > 0
     ]
     return [references[place] for _, _, place in sorted(suited)]
+
+
+def tried_references(scene: Scene, references: Sequence[Scene]) -> list[Scene]:
+    """References that a scene is compared with, in this order; itself alone where it is one."""
+    own = [reference for reference in references if _same(scene, reference)]
+    return own or reference_order(scene, references)[:_MAX_REFERENCES]
+
+
+def _same(one: Scene, other: Scene) -> bool:
+    return (one.id, one.collection) == (other.id, other.collection)
 
 
 def _overlap(a: LonLatBox, b: LonLatBox) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 
 from catalog.grid import LonLatBox, Shard
-from catalog.scenes import Scene, lon_spans
+from catalog.scenes import Scene
 
 __all__ = ["SceneIndex", "look_name", "looks_of", "scenes_over"]
 
@@ -28,9 +28,9 @@ class SceneIndex:
         once = {(scene.datetime, scene.id, scene.collection): scene for scene in scenes}
         self._scenes = [once[key] for key in sorted(once)]
         spans = [
-            (number, shapely.box(west, scene.bbox[1], east, scene.bbox[3]))
+            (number, shapely.box(*box))
             for number, scene in enumerate(self._scenes)
-            for west, east in lon_spans(scene.bbox)
+            for box in scene.boxes
         ]
         self._numbers = np.array([number for number, _ in spans], np.int64)
         self._tree = shapely.STRtree([box for _, box in spans])

@@ -24,7 +24,7 @@ from catalog.assets import public_href
 from catalog.cube import Workspace
 from catalog.errors import SetAside, UsageError
 from catalog.revisit import Revisit
-from catalog.scenes import BandSource, Scene, lon_spans
+from catalog.scenes import BandSource, Scene
 from catalog.search import SearchResult
 
 __all__ = ["read_search", "save_search"]
@@ -59,7 +59,7 @@ def save_search(
             path = Path(folder) / "items.parquet"
             rustac.write_sync(str(path), [_item(_public(scene)) for scene in result.scenes])
             data = path.read_bytes()
-        _put(workspace, f"{_FOLDER}/{name}.parquet", data)
+        workspace.renew(f"{_FOLDER}/{name}.parquet", data)
     note = {
         "question": question,
         "scenes": len(result.scenes),
@@ -67,7 +67,7 @@ def save_search(
         "set_aside": [asdict(fault) for fault in result.set_aside],
         "revisits": [asdict(revisit) for revisit in result.revisits],
     }
-    _put(workspace, f"{_FOLDER}/{name}.json", json.dumps(note, indent=1, sort_keys=True).encode())
+    workspace.renew(f"{_FOLDER}/{name}.json", json.dumps(note, indent=1, sort_keys=True).encode())
 
 
 def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any]) -> SearchResult:
@@ -121,12 +121,6 @@ def read_search(workspace: Workspace, name: str, *, question: Mapping[str, Any])
     return SearchResult(tuple(sorted(scenes, key=lambda s: (s.datetime, s.id))), faults, revisits)
 
 
-def _put(workspace: Workspace, name: str, data: bytes) -> None:
-    """Write what is new: a run that finds nothing to do touches nothing."""
-    if workspace.get(name) != data:
-        workspace.put(name, data)
-
-
 def _parsed(kept: bytes) -> dict[str, Any]:
     try:
         note = json.loads(kept)
@@ -150,9 +144,7 @@ def _public(scene: Scene) -> Scene:
 def _item(scene: Scene) -> dict[str, Any]:
     """STAC item of a scene."""
     west, south, east, north = scene.bbox
-    shape = shapely.MultiPolygon(
-        [shapely.box(w, south, e, north) for w, e in lon_spans(scene.bbox)]
-    )
+    shape = shapely.MultiPolygon([shapely.box(*box) for box in scene.boxes])
     known = {
         "eo:cloud_cover": scene.cloud_percent,
         "view:sun_azimuth": scene.sun_azimuth,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any, Literal
 
 from catalog.grid import LonLatBox
@@ -18,6 +19,8 @@ __all__ = [
     "boxes_meet",
     "lon_spans",
 ]
+
+_EPOCH = date(1970, 1, 1)
 
 SceneKind = Literal["optical", "sar", "dem"]
 
@@ -108,6 +111,17 @@ class Scene:
     def rasters(self) -> tuple[BandSource, ...]:
         """All rasters it cannot be used without: the bands and the masks."""
         return self.bands + self.masks
+
+    @property
+    def day(self) -> int:
+        """Day of acquisition, days since 1970-01-01."""
+        return (date.fromisoformat(self.datetime[:10]) - _EPOCH).days
+
+    @property
+    def boxes(self) -> tuple[LonLatBox, ...]:
+        """Where it lies, west <= east: two boxes where it crosses the antimeridian."""
+        _, south, _, north = self.bbox
+        return tuple((west, south, east, north) for west, east in lon_spans(self.bbox))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of :meth:`from_dict`."""

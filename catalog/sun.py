@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +18,6 @@ from catalog.grid import LonLatBox
 from catalog.scenes import Scene
 
 __all__ = ["Sun", "SunOver", "sun_of", "suns_of"]
-
-_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +79,7 @@ def suns_of(scenes: Sequence[Scene]) -> list[SunOver]:
     for scene in sorted(scenes, key=lambda s: (s.datetime, s.id)):
         sun = sun_of(scene)
         if sun is not None:
-            day = (date.fromisoformat(scene.datetime[:10]) - _EPOCH).days
-            found.append(SunOver(day, scene.bbox, sun))
+            found.append(SunOver(scene.day, scene.bbox, sun))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from catalog.assets import OpenAssets, public_href
 from catalog.best_scene import REACH_M
 from catalog.checksums import file_digest
 from catalog.composites import create_season
-from catalog.coregistration import Shift, aligned, choose_references, not_measured, reference_order
-from catalog.cube import Workspace
+from catalog.coregistration import Shift, aligned, choose_references, not_measured, tried_references
 from catalog.extra_layers import create_extra_layer, layer_boxes, layer_policy, layer_source
 from catalog.grid import LonLatBox, Shard, split_box
 from catalog.illumination import LOWEST_SUN_DEG, RELIEF_M, create_illumination, shadow_halo
@@ -52,13 +51,11 @@ __all__ = [
     "prepare_terrain",
     "ranking_units",
     "residual_m",
-    "season_ranking_units",
     "season_shifts",
     "shift_units",
     "terrain_units",
 ]
 
-_TRIED_REFERENCES = 3
 _AROUND_M = 2000.0
 _SUN_VARIES_DEG = 2.0
 # ^ between the middle of a scene, where its height is given, and its rim
@@ -143,8 +140,7 @@ def shift_units(c: Context) -> list[Unit]:
     for season in settings.season_labels:
         grid = c.region.grid_of(season)
         for scene in c.scenes.optical[season]:
-            stands = [r for r in references if (r.id, r.collection) == (scene.id, scene.collection)]
-            tried = stands or reference_order(scene, references)[:_TRIED_REFERENCES]
+            tried = tried_references(scene, references)
             inputs = _scene_inputs([scene, *tried]) | {"reference": near(scene)}
             known = {"grid": grid.to_dict(), "tried": [r.id for r in tried]}
             units.append(
@@ -154,7 +150,7 @@ def shift_units(c: Context) -> list[Unit]:
                     scene.id,
                     fingerprint("shifts", known, [f"{k}={v}" for k, v in inputs.items()]),
                     inputs,
-                    _scene_boxes(scene),
+                    scene.boxes,
                     c.interval(season),
                     {
                         "scene": scene.to_dict(),
@@ -174,26 +170,19 @@ def _outlines_by_place(c: Context) -> Callable[[Scene], str]:
     shapes = frame.geometry.to_wkb().to_numpy()
 
     def digest(scene: Scene) -> str:
-        boxes = [shapely.box(*box) for box in _scene_boxes(scene)]
+        boxes = [shapely.box(*box) for box in scene.boxes]
         found = np.unique(frame.sindex.query(boxes)[1])
         return hashlib.sha256(b"".join(shapes[found])).hexdigest()
 
     return digest
 
 
-def _scene_boxes(scene: Scene) -> tuple[LonLatBox, ...]:
-    west, south, east, north = scene.bbox
-    if west <= east:
-        return (scene.bbox,)
-    return ((west, south, 180.0, north), (-180.0, south, east, north))
-
-
-def season_shifts(c: Context, season: str) -> dict[str, tuple[Scene, Shift]]:
-    """Shift of each optical scene of a season, as far as it has been measured."""
+def season_shifts(c: Context, season: str) -> dict[str, Shift]:
+    """Shift of each optical scene of a season by its id, as far as it has been measured."""
     scenes = c.scenes.optical[season]
     if not c.region.settings.coregistration.measure:
         off = "co-registration is switched off"
-        return {scene.id: (scene, not_measured(scene, off)) for scene in scenes}
+        return {scene.id: not_measured(scene, off) for scene in scenes}
     receipts = c.ledger.read_many([("shifts", season, scene.id) for scene in scenes])
     found = {}
     for scene, receipt in zip(scenes, receipts, strict=True):
@@ -201,17 +190,13 @@ def season_shifts(c: Context, season: str) -> dict[str, tuple[Scene, Shift]]:
             shift = not_measured(scene, "its shift could not be measured")
         else:
             shift = Shift.from_dict(receipt.outcome.facts)
-        found[scene.id] = (scene, shift)
+        found[scene.id] = shift
     return found
 
 
-def residual_m(shifts: Mapping[str, tuple[Scene, Shift]], boxes: Sequence[LonLatBox]) -> float:
+def residual_m(shifts: Iterable[Shift]) -> float:
     """Root mean square of how far the scenes over a place may still lie off, metres."""
-    squares = [
-        shift.residual_m**2
-        for scene, shift in shifts.values()
-        if shift.state != "misregistered" and any(boxes_meet(scene.bbox, box) for box in boxes)
-    ]
+    squares = [shift.residual_m**2 for shift in shifts if shift.state != "misregistered"]
     return round(math.sqrt(sum(squares) / len(squares)), 3) if squares else 0.0
 
 
@@ -219,10 +204,10 @@ def ranking_units(c: Context) -> list[Unit]:
     """One a batch of glaciers, in the seasons whose composite asks for the best scene."""
     settings = c.region.settings
     wanted = [s for s in settings.season_labels if settings.seasons[s].composite == "best_scene"]
-    return [unit for season in wanted for unit in season_ranking_units(c, season)]
+    return [unit for season in wanted for unit in _season_ranking_units(c, season)]
 
 
-def season_ranking_units(c: Context, season: str) -> list[Unit]:
+def _season_ranking_units(c: Context, season: str) -> list[Unit]:
     """One a batch of glaciers."""
     frame, grid = c.region.reference.frame, c.region.grid
     scenes, places = SceneIndex(c.scenes.optical[season]), ShardPlaces(c.region.shards)
@@ -232,9 +217,10 @@ def season_ranking_units(c: Context, season: str) -> list[Unit]:
     for batch in c.region.batches[1]:
         own = frame[frame["ref_id"].isin(batch.ref_ids)]
         packed = pack_frame(own), pack_frame(neighbours(own, frame, grid))
-        seen = scenes.over(_around(batch_boxes(grid, batch)))
-        suns = [[over.day, *astuple(over.sun)] for over in suns_of(seen)]
-        reach = _shadow_reach(suns_of(seen), grid.resolution_m)
+        boxes = batch_boxes(grid, batch)
+        seen = scenes.over(_around(boxes))
+        suns = suns_of(seen)
+        reach = _shadow_reach(suns, grid.resolution_m)
         near = places.within(batch.row0, batch.col0, batch.shape, reach)
         upstream = season_keys(c, season, near, stages=("terrain",))
         digest = hashlib.sha256("".join(packed).encode()).hexdigest()
@@ -246,11 +232,14 @@ def season_ranking_units(c: Context, season: str) -> list[Unit]:
                 batch.id,
                 fingerprint(
                     "scenes",
-                    {"grid": grid.to_dict(), "suns": suns},
+                    {
+                        "grid": grid.to_dict(),
+                        "suns": [[over.day, *astuple(over.sun)] for over in suns],
+                    },
                     [f"{k}={v}" for k, v in inputs.items()],
                 ),
                 inputs,
-                batch_boxes(grid, batch),
+                boxes,
                 c.interval(season),
                 {
                     "frame": packed[0],
@@ -286,8 +275,7 @@ def cube_units(c: Context) -> list[Unit]:
     """One a season and shard."""
     units = []
     for season in c.region.settings.season_labels:
-        shifts = {name: shift for name, (_, shift) in season_shifts(c, season).items()}
-        moved, _ = aligned(c.scenes.optical[season], shifts)
+        moved, _ = aligned(c.scenes.optical[season], season_shifts(c, season))
         optical, radar = SceneIndex(moved), c.scenes.sar.get(season)
         sars = None if radar is None else SceneIndex(radar)
         strategy = c.region.settings.seasons[season].composite
@@ -363,20 +351,21 @@ def illumination_units(c: Context) -> list[Unit]:
         known = outputs_of(c, season_keys(c, season, shards, stages=("cube", "terrain")))
         for shard in shards:
             cube = unit_key("cube", season, shard.id)
-            if known[cube] is None and c.ledger.read("cube", season, shard.id):
+            if known[cube].failed:
                 continue
             suns = suns_of(scenes.over(shard.lonlat_boxes))
             reach = _shadow_reach(suns, shard.grid.resolution_m)
             described = [[over.day, list(over.box), list(astuple(over.sun))] for over in suns]
             ground = season_keys(c, season, places.around(shard, reach), stages=("terrain",))
-            dates = {k: v for k, v in (known[cube] or {cube: "absent"}).items() if "/date/" in k}
+            made = checksums(known, [cube])
+            dates = {k: v for k, v in made.items() if "/date/" in k} or made
             units.append(
                 shard_unit(
                     c,
                     "illumination",
                     season,
                     shard,
-                    inputs=(dates or {cube: "absent"}) | checksums(known, ground),
+                    inputs=dates | checksums(known, ground),
                     payload={"suns": described},
                     settings={"suns": described},
                     upstream=(cube, *ground),
@@ -413,12 +402,7 @@ def prepare_outlines(c: Context) -> None:
     sink = io.BytesIO()
     kept = c.region.reference.frame[["ref_id", "geometry"]]
     gpd.GeoDataFrame(kept, geometry="geometry", crs=4326).to_parquet(sink)
-    _put(c.region.workspace, OUTLINES, sink.getvalue())
-
-
-def _put(workspace: Workspace, name: str, data: bytes) -> None:
-    if workspace.get(name) != data:
-        workspace.put(name, data)
+    c.region.workspace.renew(OUTLINES, sink.getvalue())
 
 
 def prepare_cube(c: Context) -> None:

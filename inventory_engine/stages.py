@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from catalog.cube import LAYERS
+from catalog.looks import SceneIndex
 from inventory_engine import imagery
 from inventory_engine.finish import DriverTaskMaker, run_facts
 from inventory_engine.imagery import residual_m, season_shifts
@@ -77,8 +78,7 @@ def _map_units(c: Context) -> list[Unit]:
         places = ShardPlaces(shards)
         reach = map_halo_px(c.ensemble.window_px, shards[0].grid.shard_px)
         for shard in shards:
-            made = known[unit_key("cube", season, shard.id)]
-            if made is None and c.ledger.read("cube", season, shard.id):
+            if known[unit_key("cube", season, shard.id)].failed:
                 continue
                 # ^ its cube failed and is recorded: there is nothing to map
             keys = season_keys(c, season, places.around(shard, reach), stages=("cube", "terrain"))
@@ -110,14 +110,14 @@ def _outline_units(c: Context) -> list[Unit]:
         places = ShardPlaces(c.region.shards_of(season))
         stages = ("map", "cube", "terrain")
         known = outputs_of(c, season_keys(c, season, places.shards, stages=stages))
-        shifts = season_shifts(c, season)
+        shifts, scenes = season_shifts(c, season), SceneIndex(c.scenes.optical[season])
         interval, grid = c.interval(season), c.region.grid_of(season)
         settings = wanted | {"grid": grid.to_dict()}
         for batch in c.region.batches_of(season):
             shards = places.within(batch.row0, batch.col0, batch.shape)
             keys = season_keys(c, season, shards, stages=stages)
             boxes = batch_boxes(grid, batch)
-            residual = residual_m(shifts, boxes)
+            residual = residual_m(shifts[scene.id] for scene in scenes.over(boxes))
             digest = hashlib.sha256(frames[batch.id].encode()).hexdigest()
             inputs = checksums(known, keys) | {"reference": digest}
             known_settings = settings | {
@@ -190,7 +190,7 @@ def _region_unit(
     settings: dict[str, Any],
     payload: dict[str, Any] | None = None,
 ) -> Unit:
-    inputs = checksums({key: c.ledger.outputs(*key.split("/")) for key in keys}, keys)
+    inputs = checksums(outputs_of(c, keys), keys)
     return Unit(
         stage,
         season,

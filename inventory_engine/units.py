@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes
 from inventory_engine.plan import Context, terrain_season
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from change_detection.divides import GlacierBatch
 
 __all__ = [
+    "Made",
     "ShardPlaces",
     "Unit",
     "batch_boxes",
@@ -132,21 +133,33 @@ def season_keys(
     )
 
 
-def outputs_of(c: Context, keys: Sequence[str]) -> dict[str, dict[str, str] | None]:
-    """Outputs that receipts promise, by the key of the unit; None where one is not done."""
+class Made(NamedTuple):
+    """What the receipt of a unit says."""
+
+    outputs: dict[str, str] | None
+    """What it promises; None where the unit is not done."""
+    failed: bool
+    """Whether the unit was tried and could not be done."""
+
+
+def outputs_of(c: Context, keys: Sequence[str]) -> dict[str, Made]:
+    """What receipts say, by the key of the unit; they are read many at a time."""
     places = [(stage, season, unit) for stage, season, unit in (key.split("/") for key in keys)]
     receipts = c.ledger.read_many(places)
     return {
-        key: None if receipt is None or receipt.failed else receipt.outcome.outputs
+        key: Made(
+            None if receipt is None or receipt.failed else receipt.outcome.outputs,
+            receipt is not None and receipt.failed is not None,
+        )
         for key, receipt in zip(keys, receipts, strict=True)
     }
 
 
-def checksums(known: dict[str, dict[str, str] | None], keys: Sequence[str]) -> dict[str, str]:
+def checksums(known: dict[str, Made], keys: Sequence[str]) -> dict[str, str]:
     """Checksum of every output of the given units; ``absent`` where a unit is not done."""
     found: dict[str, str] = {}
     for key in keys:
-        outputs = known[key]
+        outputs = known[key].outputs
         found |= {key: "absent"} if outputs is None else outputs
     return found
 
