@@ -25,7 +25,7 @@ from catalog.composites import build_cube_shard, create_season
 from catalog.cube import Workspace, read_shard, write_shard
 from catalog.masks import mask_halo
 from catalog.sensors import describe_item
-from catalog.stacks import read_bands, shard_tiles
+from catalog.stacks import read_bands, shard_tile, shard_tiles
 
 import rasterio  # isort: skip  (after catalog.assets, which sets GDAL's drivers)
 from rasterio.enums import Resampling  # isort: skip
@@ -230,8 +230,7 @@ def read_engine(season: Season, key: str, item: dict[str, Any], policy: AssetPol
     (band,) = (b for b in scene.rasters if b.asset == key)
     with OpenAssets(policy) as assets:
         for tile in shard_tiles(shard):
-            y, x = tile.row - shard.window[0].start, tile.col - shard.window[1].start
-            (out[y : y + tile.height, x : x + tile.width],) = read_bands(
+            (out[tile.within(shard_tile(shard))],) = read_bands(
                 assets, [band], tile, dtype=str(out.dtype), categories=key == "scl"
             )
     return out

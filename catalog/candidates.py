@@ -11,7 +11,7 @@ glacier's chunks is left out for that glacier altogether.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import geopandas as gpd
@@ -66,6 +66,8 @@ RANKING_SCHEMA = pa.schema(
 _LAYERS = ("valid", "clear", "fair", "snow", "albedo", "shadow")
 _ROLES = ("green", "nir", "swir1")
 _DECIMALS = 6
+_MASK_M = 20.0
+# ^ pixels of the Sentinel-2 scene classification; Landsat's have 30 m
 
 _Mask = npt.NDArray[np.bool_]
 _Sums = npt.NDArray[np.float64]
@@ -255,7 +257,26 @@ def _read_scene(
         return pixels, valid, valid
     if not scene.masks:
         return pixels, valid, valid & ~is_cloud(*pixels)
-    return pixels, valid, valid & read_usable(assets, scene.masks, tile)
+    return pixels, valid, valid & _mostly_usable(assets, scene, tile)
+
+
+def _mostly_usable(assets: OpenAssets, scene: Scene, tile: Tile) -> _Mask:
+    """Where more than half of a pixel is usable, by its masks in pixels near their own size.
+
+    A mask says where a cloud's rim begins, and growing that by coarse pixels would hide much more
+    than a composite leaves out.
+    """
+    n = max(1, round(tile.grid.resolution_m / _MASK_M))
+    grid = replace(
+        tile.grid,
+        resolution_m=tile.grid.resolution_m / n,
+        shard_px=tile.grid.shard_px * n,
+        chunk_px=tile.grid.chunk_px * n,
+    )
+    fine = Tile(grid, tile.row * n, tile.col * n, tile.height * n, tile.width * n)
+    usable = read_usable(assets, scene.masks, fine)
+    share = usable.reshape(tile.height, n, tile.width, n).mean(axis=(1, 3))
+    return np.asarray(share > 0.5, bool)
 
 
 def _reflectance(

@@ -36,7 +36,7 @@ from catalog.grid import RegionGrid, Shard
 from catalog.looks import looks_of, scenes_over
 from catalog.radiometry import DarkPixels, count_dark, judge_offset
 from catalog.scenes import BandSource, Scene
-from catalog.stacks import Tile, given, read_bands, read_usable, shard_tiles
+from catalog.stacks import Tile, given, read_bands, read_usable, shard_tile, shard_tiles
 from catalog.strategies import Looks, Strategy, choose
 
 __all__ = ["build_cube_shard", "create_season"]
@@ -188,7 +188,7 @@ def _compose(
     assets: OpenAssets, shard: Shard, scenes: list[Scene], *, plan: _Plan, tally: _Tally
 ) -> tuple[_Layers, dict[str, Any]]:
     looks = looks_of(scenes)
-    n = shard.grid.shard_px
+    n, whole = shard.grid.shard_px, shard_tile(shard)
     layers: _Layers = {
         "optical": np.zeros((len(OPTICAL_BANDS), n, n), np.uint16),
         "date": np.full((n, n), DATE_MISSING, np.int32),
@@ -197,7 +197,7 @@ def _compose(
     }
     for tiles in _read_together(shard, len(looks)) if looks else ():
         for tile, found in _compose_tiles(assets, tiles, looks, plan=plan, tally=tally):
-            rows, cols = _place(shard, tile)
+            rows, cols = tile.within(whole)
             for name, values in found.items():
                 layers[name][..., rows, cols] = values
     for scene in scenes:
@@ -217,11 +217,6 @@ def _compose(
         "clipped": tally.clipped,
     }
     return layers, facts
-
-
-def _place(shard: Shard, tile: Tile) -> tuple[slice, slice]:
-    row, col = tile.row - shard.window[0].start, tile.col - shard.window[1].start
-    return slice(row, row + tile.height), slice(col, col + tile.width)
 
 
 def _read_together(shard: Shard, looks: int) -> Iterator[list[Tile]]:
@@ -352,10 +347,10 @@ def _average_sar(
     assets: OpenAssets, shard: Shard, scenes: list[Scene], tally: _Tally
 ) -> tuple[_Layers, dict[str, Any]]:
     """Mean of the linear backscatter of all scenes, stored in dB."""
-    n = shard.grid.shard_px
+    n, whole = shard.grid.shard_px, shard_tile(shard)
     out = np.zeros((len(SAR_BANDS), n, n), np.uint16)
     for tile in shard_tiles(shard):
-        rows, cols = _place(shard, tile)
+        rows, cols = tile.within(whole)
         out[:, rows, cols] = _average_sar_tile(assets, tile, scenes, tally)
     facts = {
         "sar_scenes": len(scenes),

@@ -13,15 +13,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import numpy as np
-import numpy.typing as npt
 
 from catalog.assets import AssetPolicy, OpenAssets, public_href
 from catalog.cube import Outcome, Workspace, create_layer, write_shard
-from catalog.errors import DataError, SetAside, UsageError
+from catalog.errors import DataError, UsageError
 from catalog.grid import LonLatBox, RegionGrid, Shard, split_box
-from catalog.lattices import join_lattices
+from catalog.lattices import read_joined
 from catalog.scenes import BandSource
-from catalog.stacks import Tile, read_bands, shard_tiles
 
 from rasterio.warp import transform_bounds  # isort: skip
 
@@ -155,16 +153,15 @@ def build_layer_shard(
     StoreError
         Where the shard cannot be written.
     """
-    array, n = _array(name), shard.grid.shard_px
-    out = np.full((n, n), np.nan, np.float32)
+    array = _array(name)
+    by_name = sorted(rasters, key=lambda band: (band.asset, band.href))
     with OpenAssets(policy) as assets:
-        sound, faults = _readable(assets, rasters, shard)
-        lattices = join_lattices(assets, sound)
-        for tile in shard_tiles(shard):
-            row, col = tile.row - shard.window[0].start, tile.col - shard.window[1].start
-            out[row : row + tile.height, col : col + tile.width] = _read(
-                assets, lattices, tile, limits=EXTRA_LAYERS[name]
-            )
+        out, sound, faults = read_joined(
+            assets,
+            [(band.asset, band) for band in by_name],
+            shard,
+            limits=EXTRA_LAYERS[name],
+        )
     checksum = write_shard(workspace, array, shard, out)
     facts = {
         "rasters": len(sound),
@@ -179,36 +176,3 @@ def _array(name: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(EXTRA_LAYERS)}"
         raise UsageError(f"there is no layer {name!r}; {hint}", kind="unknown-layer")
     return f"cube.zarr/layers/{name}"
-
-
-def _readable(
-    assets: OpenAssets, rasters: Sequence[BandSource], shard: Shard
-) -> tuple[list[BandSource], list[SetAside]]:
-    """Rasters all of whose pixels in the shard can be read, by name, and the others."""
-    sound, faults = [], []
-    for band in sorted(rasters, key=lambda band: (band.asset, band.href)):
-        try:
-            for tile in shard_tiles(shard):
-                read_bands(assets, [band], tile, dtype="float32")
-        except DataError as error:
-            faults.append(SetAside(band.asset, error.kind, str(error)))
-        else:
-            sound.append(band)
-    return sound, faults
-
-
-def _read(
-    assets: OpenAssets,
-    lattices: Sequence[Sequence[BandSource]],
-    tile: Tile,
-    *,
-    limits: tuple[float, float],
-) -> npt.NDArray[np.float32]:
-    """Values of a tile; NaN where no raster has one."""
-    out = np.full((tile.height, tile.width), np.nan, np.float32)
-    for bands in lattices:
-        scale, offset = bands[0].scale, bands[0].offset
-        low, high = sorted((limit - offset) / scale for limit in limits)
-        (pixels,) = read_bands(assets, [bands], tile, dtype="float32", within=(low, high))
-        np.copyto(out, pixels * scale + offset, where=np.isnan(out), casting="same_kind")
-    return out

@@ -46,7 +46,7 @@ from catalog.cube import (
 from catalog.errors import SetAside, UsageError
 from catalog.grid import RegionGrid, Shard, convergence, lonlat_boxes
 from catalog.scenes import Scene, boxes_meet
-from catalog.stacks import Tile, shard_tiles
+from catalog.stacks import Tile, shard_tile, shard_tiles
 from catalog.sun import Sun, SunOver, sun_of
 
 __all__ = [
@@ -299,12 +299,12 @@ def build_illumination_shard(
     """
     dates = workspace.array(f"cube.zarr/{season}/date")
     terrain = workspace.array(terrain_name(shard.grid))
-    whole = _as_tile(shard)
+    whole = shard_tile(shard)
     days = read_window(dates, whole.row, whole.col, shape=(whole.height, whole.width))
     suns: dict[Tile, dict[int, Sun]] = {}
     without: Counter[int] = Counter()
     for tile in shard_tiles(shard):
-        found, counts = np.unique(days[_place(tile, whole)], return_counts=True)
+        found, counts = np.unique(days[tile.within(whole)], return_counts=True)
         suns[tile] = _suns_over(tile, [look for look in looks if look.day in found])
         for day, count in zip(found.tolist(), counts.tolist(), strict=True):
             if day != DATE_MISSING and day not in suns[tile]:
@@ -317,7 +317,7 @@ def build_illumination_shard(
     ground = _read_ground(terrain, _hull([whole, *reach]))
     out = np.full(days.shape, _UNKNOWN, np.uint8)
     for tile, above in suns.items():
-        here = _place(tile, whole)
+        here = tile.within(whole)
         out[here] = _light(terrain, tile, days[here], suns=above, ground=ground)
     known = out != _UNKNOWN
     facts = {
@@ -353,18 +353,7 @@ class _Ground:
 
     def of(self, tile: Tile) -> npt.NDArray[np.float32]:
         """Elevation of a window within."""
-        return self.height[_place(tile, self.area)]
-
-
-def _as_tile(shard: Shard) -> Tile:
-    rows, cols = shard.window
-    return Tile(shard.grid, rows.start, cols.start, shard.grid.shard_px, shard.grid.shard_px)
-
-
-def _place(tile: Tile, area: Tile) -> tuple[slice, slice]:
-    """Where a window lies in another that holds it."""
-    row, col = tile.row - area.row, tile.col - area.col
-    return slice(row, row + tile.height), slice(col, col + tile.width)
+        return self.height[tile.within(self.area)]
 
 
 def _hull(tiles: Sequence[Tile]) -> Tile:
@@ -522,6 +511,6 @@ def _shadow(tile: Tile, sun: Sun, ground: _Ground) -> npt.NDArray[np.bool_]:
         resolution_m=tile.grid.resolution_m,
         sun_azimuth_grid=_azimuth_in_grid(tile, sun),
         sun_elevation=sun.elevation,
-        inner=_place(tile, near),
+        inner=tile.within(near),
         origin=(near.row, near.col),
     )

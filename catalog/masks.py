@@ -35,7 +35,7 @@ MASK_DTYPES: dict[str, str] = {
 _NO_DATA, _SATURATED, _SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS = 0, 1, 3, 8, 9, 10
 # ^ classes of the Sentinel-2 scene classification (SCL); 1 is saturated or defective; 2 (dark area)
 #   and 11 (snow and ice) stay: much of a glacier is one or the other
-_UNUSABLE = (_NO_DATA, _SATURATED, _SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS)
+_UNUSABLE = (_NO_DATA, _SATURATED)
 _SPREADING = (_SHADOW, _CLOUD_MEDIUM, _CLOUD_HIGH, _CIRRUS)
 _FILL, _DILATED_CLOUD, _CLOUD, _CLOUD_SHADOW = 1 << 0, 1 << 1, 1 << 3, 1 << 4
 # ^ bits of QA_PIXEL; bit 2 (cirrus) stays out: its band sees the ground of high, dry mountains, and
@@ -54,11 +54,16 @@ _RADSAT_UNUSABLE = {
 #   and rock whose short-wave infrared is cut off would look like ice.
 _REACH_M = 60.0
 # ^ three pixels of Sentinel-2's classification, two of Landsat's: they miss the rims of clouds
+_SPECK_M = 20.0
+# ^ a pixel of Sentinel-2's classification. It takes bright snow for cloud, and dark ground for
+#   shadow, in specks of a pixel or two; clouds and their shadows are larger. What is nowhere more
+#   than a pixel away from clear ground is passed over before the rest is grown: a morphological
+#   opening, without which every such speck would cost more than a hectare
 
 
 def mask_halo(resolution_m: float) -> int:
     """Pixels around a window that :func:`usable_pixels` must see so that no seam shows."""
-    return math.ceil(_REACH_M / resolution_m) + 1
+    return math.ceil((_REACH_M + 2 * _SPECK_M) / resolution_m) + 1
 
 
 def usable_pixels(
@@ -88,9 +93,10 @@ def usable_pixels(
     """
     halo = mask_halo(resolution_m)
     usable: npt.NDArray[np.bool_]
-    hazard = np.zeros(flags.shape, np.bool_)
+    hazard, reach = np.zeros(flags.shape, np.bool_), _REACH_M
     if kind == "scl":
-        usable, hazard = ~np.isin(flags, _UNUSABLE), np.isin(flags, _SPREADING)
+        usable = ~np.isin(flags, _UNUSABLE)
+        hazard, reach = _without_specks(np.isin(flags, _SPREADING), resolution_m)
     elif kind == "qa_pixel":
         hazard = (flags & (_CLOUD | _CLOUD_SHADOW)) > 0
         usable = (flags > 0) & ((flags & (_FILL | _DILATED_CLOUD)) == 0)
@@ -100,8 +106,18 @@ def usable_pixels(
         usable = (flags & _RADSAT_UNUSABLE[kind]) == 0
     if hazard.any():
         distance = ndimage.distance_transform_edt(~hazard) * resolution_m
-        usable &= distance > _REACH_M
+        usable &= distance > reach
     return usable[halo:-halo, halo:-halo].copy()
+
+
+def _without_specks(
+    hazard: npt.NDArray[np.bool_], resolution_m: float
+) -> tuple[npt.NDArray[np.bool_], float]:
+    """The inner pixels of patches wider than a speck, and how far from them their reach ends."""
+    if resolution_m > _SPECK_M or hazard.all():  # scipy knows no distance to what is not there
+        return hazard, _REACH_M
+    inner = ndimage.distance_transform_edt(hazard) * resolution_m > _SPECK_M
+    return inner, _REACH_M + _SPECK_M
 
 
 def _by_rule(

@@ -1,8 +1,11 @@
 """Ranking: how good a look at a glacier is for mapping it. Pure, no I/O.
 
-The one law: a look's score is the share of the glacier that it sees clearly, times one minus the
-weighted penalties for what makes the mapped outline wrong; so what each cause costs can be told in
-the same unit, and score and costs add up to one.
+The one law: a look's score is the square root of the share of the glacier that it sees clearly,
+times one minus the weighted penalties for what makes the mapped outline wrong; so what each cause
+costs can be told in the same unit, and score and costs add up to one.
+
+The square root, because the first hidden pixels cost least: they are filled from the next best
+look, whereas the snow that a look shows is mapped. With half of a glacier hidden it loses 0.29.
 
 The weights are argued, not fitted; they add up to one, so that a look with every fault scores 0:
 
@@ -203,9 +206,12 @@ def losses(frame: pd.DataFrame) -> pd.DataFrame:
         "shadow": frame["shadow"].fillna(sun).fillna(_UNKNOWN),
     }
     coverage, cloud = frame["coverage"], frame["cloud"].fillna(0.0)
-    lost = {"not_covered": 1.0 - coverage, "cloud": coverage * cloud}
     seen = coverage * (1.0 - cloud)
-    lost |= {name: seen * weight * penalties[name] for name, weight in WEIGHTS.items()}
+    worth = seen.clip(0, 1) ** 0.5
+    each = 1.0 / (1.0 + worth)
+    # ^ of what is lost to what is hidden, by the share of the glacier: 1 - sqrt(s) = (1 - s) * each
+    lost = {"not_covered": (1.0 - coverage) * each, "cloud": coverage * cloud * each}
+    lost |= {name: worth * weight * penalties[name] for name, weight in WEIGHTS.items()}
     return pd.DataFrame(lost, index=frame.index)
 
 

@@ -33,7 +33,15 @@ from rasterio.errors import RasterioError  # isort: skip
 from rasterio.warp import reproject, transform_bounds  # isort: skip
 from rasterio.windows import Window  # isort: skip
 
-__all__ = ["Tile", "given", "pixel_metres", "read_bands", "read_usable", "shard_tiles"]
+__all__ = [
+    "Tile",
+    "given",
+    "pixel_metres",
+    "read_bands",
+    "read_usable",
+    "shard_tile",
+    "shard_tiles",
+]
 
 _COARSENING = 1.5
 # ^ from this ratio of pixel sizes on, several source pixels are averaged into one
@@ -63,12 +71,31 @@ class Tile:
             self.width + 2 * halo,
         )
 
+    def within(self, area: Tile) -> tuple[slice, slice]:
+        """Rows and columns of another window that holds this one."""
+        row, col = self.row - area.row, self.col - area.col
+        return slice(row, row + self.height), slice(col, col + self.width)
+
+    def overlap(self, other: Tile) -> Tile:
+        """What two windows of one grid share; of no pixels where that is nothing."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        bottom = min(self.row + self.height, other.row + other.height)
+        right = min(self.col + self.width, other.col + other.width)
+        return Tile(self.grid, row, col, max(0, bottom - row), max(0, right - col))
+
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top in grid metres."""
         size = self.grid.resolution_m
         left, top = self.grid.left + self.col * size, self.grid.top - self.row * size
         return left, top - self.height * size, left + self.width * size, top
+
+
+def shard_tile(shard: Shard, *, halo: int = 0) -> Tile:
+    """The window of a shard and ``halo`` pixels around it."""
+    rows, cols = shard.window
+    n = shard.grid.shard_px
+    return Tile(shard.grid, rows.start, cols.start, n, n).widened(halo)
 
 
 def shard_tiles(shard: Shard, *, halo: int = 0) -> list[Tile]:

@@ -24,12 +24,11 @@ from catalog.cube import (
     terrain_name,
     write_shard,
 )
-from catalog.errors import DataError, SetAside
+from catalog.errors import SetAside
 from catalog.grid import RegionGrid, Shard, convergence
-from catalog.lattices import join_lattices
+from catalog.lattices import read_joined
 from catalog.looks import scenes_over
 from catalog.scenes import Scene, lon_spans
-from catalog.stacks import read_bands, shard_tiles
 
 __all__ = ["build_terrain_shard", "create_terrain", "describe_terrain", "terrain_halo"]
 
@@ -139,8 +138,14 @@ def build_terrain_shard(
     halo = terrain_halo(shard.grid.resolution_m)
     scenes = sorted(scenes_over(dem, shard), key=lambda scene: scene.id)
     with OpenAssets(policy) as assets:
-        sound, faults = _readable(assets, scenes, shard, halo=halo)
-        elevation = _elevation(assets, shard, sound, halo=halo)
+        elevation, names, faults = read_joined(
+            assets,
+            [(scene.id, scene.bands[0]) for scene in scenes],
+            shard,
+            limits=_PLAUSIBLE_M,
+            halo=halo,
+        )
+    sound = [scene for scene in scenes if scene.id in names]
     bands = describe_terrain(
         elevation,
         resolution_m=shard.grid.resolution_m,
@@ -156,22 +161,6 @@ def build_terrain_shard(
         "valid_fraction": round(float(np.isfinite(bands[0]).mean()), 6),
     }
     return Outcome({f"{name}/{shard.id}": checksum}, tuple(sorted(faults)), facts)
-
-
-def _readable(
-    assets: OpenAssets, scenes: list[Scene], shard: Shard, *, halo: int
-) -> tuple[list[Scene], list[SetAside]]:
-    """Scenes all of whose pixels near the shard can be read, and the others by name."""
-    sound, faults = [], []
-    for scene in scenes:
-        try:
-            for tile in shard_tiles(shard, halo=halo):
-                read_bands(assets, scene.bands, tile, dtype="float32")
-        except DataError as error:
-            faults.append(SetAside(scene.id, error.kind, str(error)))
-        else:
-            sound.append(scene)
-    return sound, faults
 
 
 def _cells_without_tile(
@@ -206,26 +195,6 @@ def terrain_halo(resolution_m: float) -> int:
 
 def _box_radius(resolution_m: float) -> int:
     return max(1, round(_BOX_M / resolution_m / 2))
-
-
-def _elevation(assets: OpenAssets, shard: Shard, scenes: list[Scene], *, halo: int) -> _Elevation:
-    """Elevation of the shard and its halo."""
-    n = shard.grid.shard_px + 2 * halo
-    row0, col0 = (side.start - halo for side in shard.window)
-    out = np.full((n, n), np.nan, np.float64)
-    lattices = join_lattices(assets, [scene.bands[0] for scene in scenes])
-    for tile in shard_tiles(shard, halo=halo):
-        values = np.full((tile.height, tile.width), np.nan, np.float32)
-        for bands in lattices:
-            new = read_bands(assets, [bands], tile, dtype="float32", within=_PLAUSIBLE_M)[0]
-            np.copyto(values, new, where=np.isnan(values))
-        top, left = tile.row - row0, tile.col - col0
-        rows = slice(max(top, 0), min(top + tile.height, n))
-        cols = slice(max(left, 0), min(left + tile.width, n))
-        out[rows, cols] = values[
-            rows.start - top : rows.stop - top, cols.start - left : cols.stop - left
-        ]
-    return out
 
 
 def describe_terrain(

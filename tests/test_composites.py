@@ -556,6 +556,24 @@ def test_each_class_of_the_scene_classification_is_kept_or_not(value: int, usabl
     assert found.any() == bool(usable)
 
 
+@pytest.mark.parametrize("value", [3, 8, 9, 10])
+@pytest.mark.parametrize("resolution", [10.0, 20.0])
+def test_a_speck_of_the_scene_classification_costs_nothing_and_a_cloud_its_rim(
+    value: int, resolution: float
+) -> None:
+    native = np.full((60, 60), 11, np.uint8)
+    native[20, 20:22] = native[21, 20:22] = value  # two pixels of 20 m either way
+    native[30:33, 30:33] = value
+    k = round(20 / resolution)
+    found = usable_pixels(native.repeat(k, 0).repeat(k, 1), resolution_m=resolution)
+    hidden = ~np.pad(found, mask_halo(resolution), constant_values=True)
+    rows, cols = (np.flatnonzero(hidden.any(axis=axis)) / k for axis in (1, 0))
+    assert rows[0] >= 27 and rows[-1] < 36  # three pixels around those from 30 to 32
+    assert cols[0] >= 27 and cols[-1] < 36
+    assert hidden[30 * k : 33 * k, 30 * k : 33 * k].all()
+    assert hidden.sum() / k**2 > 40
+
+
 @pytest.mark.parametrize(
     ("bits", "usable"),
     [

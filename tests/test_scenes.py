@@ -38,8 +38,8 @@ LOOKS = {
 WHY = {
     "2024-09-10": "best: 98 % seen, snow on 3 % beside it, albedo 0.31",
     "2024-07-02": "snow on 64 % beside it (\N{MINUS SIGN}0.30)",
-    "2024-09-20": "cloud on 45 % (\N{MINUS SIGN}0.43)",
-    "2024-08-30": "70 % outside the scenes (\N{MINUS SIGN}0.70)",
+    "2024-09-20": "cloud on 45 % (\N{MINUS SIGN}0.25)",
+    "2024-08-30": "70 % outside the scenes (\N{MINUS SIGN}0.45)",
     "2024-09-05": "100 % outside the scenes (\N{MINUS SIGN}1.00)",
 }
 
