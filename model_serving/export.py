@@ -32,7 +32,7 @@ from catalog.cube import Workspace
 from catalog.errors import UsageError
 from model_serving.extras import require
 from model_serving.folding import as_array, folded, folded_fusion
-from model_serving.glacier_seg import Convolution, GlacierSeg, Involution, Mamba, Stage
+from model_serving.glacier_seg import Convolution, Detail, GlacierSeg, Involution, Mamba, Stage
 
 __all__ = ["OPSET", "Precision", "export", "to_onnx"]
 
@@ -48,8 +48,6 @@ _CHUNK = 128
 _SHORTEST_CHUNK = 16
 _END = np.iinfo(np.int64).max
 # ^ where a slice goes to the end of its axis
-_COLUMNS = 2
-# ^ first of the four ways to scan that goes along the columns
 _QUANTISED = ["Conv", "MatMul", "Gemm"]
 
 
@@ -95,7 +93,11 @@ def to_onnx(
         chunk = max(_SHORTEST_CHUNK, _CHUNK >> k)
         image = _stage(graph, image, stage, chunk=chunk)  # type: ignore[arg-type]
         features.append(image)
-    _upsampled(graph, _head(graph, features, network), 2, name="logits")
+    said = _head(graph, features, network)
+    if network.detail is None:
+        _upsampled(graph, said, 2, name="logits")
+    else:
+        _drawn(graph, "window", _upsampled(graph, said, 2), network.detail)
 
     def tensor(key: str, layers: int) -> Any:
         return helper.make_tensor_value_info(key, TensorProto.FLOAT, ["batch", layers, "y", "x"])
@@ -329,6 +331,8 @@ def _stage(graph: _Graph, image: str, stage: Stage, *, chunk: int) -> str:
     hidden = graph.op("Gelu", graph.op("Add", hidden, graph.weight(as_array(rise.bias))))
     out = graph.product(hidden, as_array(fall.weight))
     tokens = graph.total([tokens, graph.op("Add", out, graph.weight(as_array(fall.bias)))])
+    if isinstance(stage.norm_out, nn.RMSNorm):
+        tokens = _normalised(graph, tokens, stage.norm_out)
     return graph.op("Reshape", graph.op("Transpose", tokens, perm=[0, 2, 1]), shape)
 
 
@@ -372,7 +376,10 @@ def _normalised(graph: _Graph, tokens: str, norm: nn.RMSNorm) -> str:
     square = graph.op("Pow", tokens, graph.weight(2.0))
     mean = graph.op("ReduceMean", square, graph.ints(-1))
     size = graph.op("Sqrt", graph.op("Add", mean, graph.weight(norm.eps)))
-    return graph.op("Mul", graph.op("Div", tokens, size), graph.weight(as_array(norm.weight)))
+    normal = graph.op("Div", tokens, size)
+    if norm.weight is None:
+        return normal
+    return graph.op("Mul", normal, graph.weight(as_array(norm.weight)))
 
 
 def _scanned(graph: _Graph, normal: str, shape: str, stage: Stage, chunk: int) -> str:
@@ -382,13 +389,13 @@ def _scanned(graph: _Graph, normal: str, shape: str, stage: Stage, chunk: int) -
     """
     ways = []
     width = stage.norm_scan.weight.numel()
-    for way in range(stage.directions):
+    for way in stage.ways:
         tokens = normal
-        if way >= _COLUMNS:
+        if way in "v^":
             tokens = _transposed(graph, tokens, shape, (0, 2, 3, 1), width)
         tokens = _mixed(graph, _flipped(graph, tokens, way), stage.scan, chunk)
         tokens = _flipped(graph, tokens, way)
-        if way >= _COLUMNS:
+        if way in "v^":
             tokens = _transposed(graph, tokens, shape, (0, 3, 2, 1), width)
         ways.append(tokens)
     if len(ways) == 1:
@@ -396,8 +403,8 @@ def _scanned(graph: _Graph, normal: str, shape: str, stage: Stage, chunk: int) -
     return graph.op("Mul", graph.total(ways), graph.weight(1 / len(ways)))
 
 
-def _flipped(graph: _Graph, tokens: str, way: int) -> str:
-    if not way % 2:
+def _flipped(graph: _Graph, tokens: str, way: str) -> str:
+    if way in ">v":
         return tokens
     return graph.op(
         "Slice", tokens, graph.ints(-1), graph.ints(-_END), graph.ints(1), graph.ints(-1)
@@ -561,3 +568,14 @@ def _head(graph: _Graph, features: list[str], network: GlacierSeg) -> str:
     kernel, shift = folded(head.smooth, head.smooth_norm)
     smooth = graph.op("Relu", graph.convolution(fused, kernel, shift, pads=[1] * 4))
     return graph.convolution(smooth, as_array(head.classify.weight), as_array(head.classify.bias))
+
+
+def _drawn(graph: _Graph, image: str, said: str, layer: Detail) -> str:
+    """Logits at full resolution from the window and what the head says, doubled."""
+    kernel, shift = folded(layer.look, layer.look_norm)
+    look = graph.convolution(image, kernel, shift, pads=[1] * 4)
+    mixed = graph.op("Relu", graph.op("Add", look, said))
+    kernel, shift = folded(layer.draw, layer.draw_norm)
+    drawn = graph.op("Relu", graph.convolution(mixed, kernel, shift, pads=[1] * 4))
+    weight, bias = as_array(layer.classify.weight), as_array(layer.classify.bias)
+    return graph.convolution(drawn, weight, bias, name="logits")

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from model_serving.compiled import kernels, passes
 from model_serving.compiled.lanes import WIDTH
@@ -29,6 +30,7 @@ from model_serving.compiled.scan import rate_lanes, scan_gated
 from model_serving.folding import as_array, folded, folded_fusion
 from model_serving.glacier_seg import (
     Convolution,
+    Detail,
     GlacierSeg,
     GlacierSegConfig,
     Involution,
@@ -46,6 +48,19 @@ _RUN = 16384
 
 def _stored(values: npt.NDArray[np.float64]) -> Array:
     return np.ascontiguousarray(values, np.float32)
+
+
+def _taps(kernel: npt.NDArray[np.float64]) -> Array:
+    """``(out, in, 3, 3)`` to ``(9 * in, out)``, the order in which a neighbourhood is gathered."""
+    taps = _widened(kernel, 1).transpose(2, 3, 1, 0)
+    return packed(taps.reshape(-1, taps.shape[-1]))
+
+
+def _turned(image: Array, way: str) -> Array:
+    """View of ``(y, x, channel)`` in which tokens follow each other as scanned, and back."""
+    if way in ">v":
+        return image if way == ">" else image.swapaxes(0, 1)
+    return image[::-1, ::-1] if way == "<" else image.swapaxes(0, 1)[::-1, ::-1]
 
 
 def _columns(matrix: Array) -> int:
@@ -72,9 +87,7 @@ class _Embedding:
             self.span = _stored(_widened(as_array(layer.span.weight)[:, :, 0, 0].T, 1))
             self.span_bias = _stored(_widened(as_array(layer.span.bias), 0))
         else:
-            # (out, in, 3, 3) to (9 * in, out), the order in which a neighbourhood is gathered
-            taps = _widened(weight, 1).transpose(2, 3, 1, 0)
-            self.mix = packed(taps.reshape(-1, taps.shape[-1]))
+            self.mix = _taps(weight)
         self.involution = isinstance(layer, Involution)
 
     def rows(self, image: Array, first: int, last: int, out: Array) -> None:
@@ -125,6 +138,8 @@ class _Block:
         self.fall = packed(as_array(fall.weight).T)
         self.fall_bias = _stored(as_array(fall.bias))
         self.width, self.inner = self.inwards.shape[1], self.direct.size
+        self.way = stage.ways
+        self.bounded = isinstance(stage.norm_out, nn.RMSNorm)
 
     @property
     def reach(self) -> int:
@@ -153,6 +168,8 @@ class _Block:
             tokens, run.mixed, self.outwards, self.rise, self.rise_bias, self.fall, self.fall_bias,
             self.epsilon, run.branch, run.normal, run.hidden,
         )  # fmt: skip
+        if self.bounded:
+            kernels.normalise(tokens, tokens, self.epsilon)
 
 
 class _Head:
@@ -191,14 +208,40 @@ class _Head:
         )  # fmt: skip
 
 
+class _Detail:
+    """Draws the classes at full resolution, some rows at a time."""
+
+    def __init__(self, layer: Detail) -> None:
+        weight, shift = folded(layer.look, layer.look_norm)
+        self.look, self.look_bias = _taps(weight), _stored(shift)
+        weight, shift = folded(layer.draw, layer.draw_norm)
+        self.draw, self.draw_bias = _taps(weight), _stored(shift)
+        self.classify = packed(_widened(as_array(layer.classify.weight)[:, :, 0, 0].T, 1))
+        self.classify_bias = _stored(as_array(layer.classify.bias))
+
+    def rows(self, image: Array, said: Array, first: int, last: int, out: Array) -> None:
+        """Rows ``first`` to ``last`` of the logits, ``(class, y, x)``."""
+        width, wide = image.shape[1], self.look_bias.size
+        seen = np.empty((width, self.look.shape[1]), np.float32)
+        around = np.empty((width, self.draw.shape[1]), np.float32)
+        classes = np.empty((width, _columns(self.classify)), np.float32)
+        passes.drawn_rows(
+            image, said, first, last, self.look, self.look_bias, self.draw, self.draw_bias,
+            self.classify, self.classify_bias, np.zeros_like(image[0]),
+            np.empty((3, width, wide), np.float32), seen, around,
+            np.empty((width, wide), np.float32), classes, out,
+        )  # fmt: skip
+
+
 def unfit(config: GlacierSegConfig) -> str:
     """Say why networks of a shape cannot be run in this form; empty where they can."""
-    widths = (*config.widths, config.head_width)
+    widths = (*config.widths, config.head_width, config.detail)
     if any(width % WIDTH for width in widths):
         return f"its widths {widths} are not all multiples of {WIDTH}"
     if 2 ** (len(config.widths) - 1) % passes.TILE:
         return f"it has {len(config.widths)} stages, fewer than three"
-    return f"it scans in {config.directions} directions" if config.directions > 1 else ""
+    several = max(len(ways) for ways in config.ways)
+    return f"it scans in {several} directions" if several > 1 else ""
 
 
 class FusedGlacierSeg:
@@ -227,6 +270,7 @@ class FusedGlacierSeg:
         self._embeddings = [_Embedding(stage.embed) for stage in stages]
         self._blocks = [_Block(stage) for stage in stages]
         self._head = _Head(network)
+        self._detail = _Detail(network.detail) if network.detail is not None else None
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._one_window = Lock()
         # ^ runs of two windows in one pool would wait for each other
@@ -266,11 +310,10 @@ class FusedGlacierSeg:
         image = np.zeros((height, width, -(-channels // WIDTH) * WIDTH), np.float32)
         planes = np.ascontiguousarray(window, np.float32)
         self._rows(lambda a, b: kernels.interleave(planes, a, b, image), height)
-        features = []
+        features = [image]
         for embed, block in zip(self._embeddings, self._blocks, strict=True):
-            image = self._stage(embed, block, image)
-            features.append(image)
-        return self._classified(features)
+            features.append(self._stage(embed, block, features[-1]))
+        return self._classified(*features)
 
     def _each(self, work: Callable[..., None], *arguments: Iterable[Any]) -> None:
         """Do a piece of work for each argument, on all threads."""
@@ -287,7 +330,12 @@ class FusedGlacierSeg:
         height, width = image.shape[0] // 2, image.shape[1] // 2
         out = np.empty((height, width, block.width), np.float32)
         self._rows(lambda a, b: embed.rows(image, a, b, out), height)
-        tokens = out.reshape(-1, block.width)
+        turned = np.ascontiguousarray(_turned(out, block.way))
+        self._tokens(block, turned.reshape(-1, block.width))
+        return np.ascontiguousarray(_turned(turned, block.way))
+
+    def _tokens(self, block: _Block, tokens: Array) -> None:
+        """A whole block, in place, on tokens in the order in which they are scanned."""
         length = max(1, _RUN // block.width)
         pieces = [tokens[i : i + length] for i in range(0, len(tokens), length)]
         # The tokens are overwritten by the time the next run looks back at them.
@@ -319,24 +367,25 @@ class FusedGlacierSeg:
         except BaseException:
             let_go()  # also where a thread could not be started
             raise
-        return out
 
-    def _classified(self, features: list[Array]) -> Array:
+    def _classified(self, image: Array, fine: Array, *others: Array) -> Array:
         head = self._head
-        fine, *others = features
         wide = head.bias.size
         coarse = tuple(np.empty((*image.shape[:2], wide), np.float32) for image in others)
 
         def enlarge(first: int, last: int, k: int) -> None:
-            image, share = others[k][first:last], head.shares[k + 1]
-            target = coarse[k][first:last]
-            product(image.reshape(-1, image.shape[2]), share, target.reshape(-1, wide))
+            part, target = others[k][first:last], coarse[k][first:last]
+            product(part.reshape(-1, part.shape[2]), head.shares[k + 1], target.reshape(-1, wide))
 
-        for k, image in enumerate(others):
-            self._rows(partial(enlarge, k=k), len(image))
+        for k, coarser in enumerate(others):
+            self._rows(partial(enlarge, k=k), len(coarser))
         height, width, _ = fine.shape
         logits = np.empty((height, width, head.classify_bias.size), np.float32)
         self._rows(lambda a, b: head.rows(fine, coarse, a, b, logits), height, whole=passes.TILE)
         out = np.empty((self.config.classes, 2 * height, 2 * width), np.float32)
-        self._rows(lambda a, b: kernels.doubled(logits, a, b, out), height)
+        if self._detail is None:
+            self._rows(lambda a, b: kernels.doubled(logits, a, b, out), height)
+        else:
+            detail = self._detail
+            self._rows(lambda a, b: detail.rows(image, logits, a, b, out), 2 * height)
         return out

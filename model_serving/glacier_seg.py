@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,9 +28,8 @@ from model_serving.selective_scan import Backend, selective_scan
 __all__ = ["GlacierSeg", "GlacierSegConfig"]
 
 Embedding = Literal["involution", "convolution"]
-Directions = Literal[1, 2, 4]
-_COLUMNS = 2
-# ^ first of the four ways that goes along the columns
+_WAYS = "><v^"
+# ^ along the rows and back, along the columns and back
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +54,27 @@ class GlacierSegConfig:
     """Hidden width of the MLP per channel."""
     head_width: int = 128
     """Channels of the head."""
-    directions: Directions = 1
-    """Ways the tokens are scanned: 1 along the rows; 2 also backwards; 4 also along the columns,
-    both ways. All share their weights and are averaged, so that the parameters stay the same."""
+    directions: int | tuple[str, ...] = 1
+    """Ways the tokens of each stage are scanned, as arrows: ``>`` along the rows, ``<`` backwards,
+    ``v`` along the columns, ``^`` backwards. All ways of a stage share their weights and are
+    averaged, so that the parameters stay the same. A number, 1, 2 or 4, stands for the first so
+    many of ``><v^`` in every stage."""
+    stage_norm: bool = False
+    """Whether each stage divides what it puts out by its root mean square, token by token."""
+    detail: int = 0
+    """Channels in which the outlines are redrawn at full resolution; 0 for none."""
     drop_path: float = 0.2
     """Rate at which the last stage drops a residual branch in training; earlier stages less."""
 
     def __post_init__(self) -> None:
-        if self.directions not in get_args(Directions):
-            raise ValueError(f"directions {self.directions} are none of {get_args(Directions)}")
+        if isinstance(self.directions, int):
+            if self.directions not in (1, 2, 4):
+                raise ValueError(f"directions {self.directions} are none of 1, 2 and 4")
+        elif len(self.directions) != len(self.widths) or not all(map(_is_ways, self.directions)):
+            raise ValueError(
+                f"directions {self.directions} are not some of {_WAYS} for each of "
+                f"{len(self.widths)} stages"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description, the inverse of :meth:`from_dict`."""
@@ -73,14 +84,27 @@ class GlacierSegConfig:
     def from_dict(cls, values: dict[str, Any]) -> GlacierSegConfig:
         """Rebuild a configuration from :meth:`to_dict` or its JSON."""
         values = dict(values)
-        for name in ("widths", "embeddings"):
-            values[name] = tuple(values[name])
+        for name in ("widths", "embeddings", "directions"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         return cls(**values)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Ways each stage is scanned, as arrows."""
+        if isinstance(self.directions, int):
+            return (_WAYS[: self.directions],) * len(self.widths)
+        return self.directions
 
     @property
     def stride(self) -> int:
         """Height and width of an input must be multiples of this many pixels."""
         return 1 << len(self.widths)
+
+
+def _is_ways(ways: object) -> bool:
+    """Whether these are arrows, each at most once."""
+    return isinstance(ways, str) and 0 < len(ways) == len(set(ways)) and set(ways) <= set(_WAYS)
 
 
 class Involution(nn.Module):
@@ -180,6 +204,7 @@ class Stage(nn.Module):
         outside: int,
         *,
         embedding: Embedding,
+        ways: str,
         drop: float,
         config: GlacierSegConfig,
     ) -> None:
@@ -193,8 +218,12 @@ class Stage(nn.Module):
             nn.GELU(),
             nn.Linear(config.mlp_ratio * outside, outside),
         )
+        self.norm_out: nn.Module = nn.Identity()
+        if config.stage_norm:
+            # What follows is linear in each channel, so that weights of its own would be idle.
+            self.norm_out = nn.RMSNorm(outside, eps=1e-6, elementwise_affine=False)
         self.drop = drop
-        self.directions = config.directions
+        self.ways = ways
 
     def forward(self, x: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
         """``(batch, inside, y, x)`` to ``(batch, outside, y / 2, x / 2)``."""
@@ -204,17 +233,18 @@ class Stage(nn.Module):
         normal = self.norm_scan(tokens).reshape(batch, height, width, channels)
         tokens = tokens + self._dropped(self._scanned(normal, backend))
         tokens = tokens + self._dropped(self.mlp(self.norm_mlp(tokens)))
+        tokens = self.norm_out(tokens)
         return tokens.transpose(1, 2).reshape(batch, channels, height, width)
 
     def _scanned(self, image: torch.Tensor, backend: Backend) -> torch.Tensor:
         """Mix ``(batch, y, x, channel)`` along each way; the mean of all, as tokens."""
         ways = []
-        for way in range(self.directions):
-            turned = image.transpose(1, 2) if way >= _COLUMNS else image
+        for way in self.ways:
+            turned = image.transpose(1, 2) if way in "v^" else image
             tokens = turned.flatten(1, 2)
-            tokens = self.scan(tokens.flip(1) if way % 2 else tokens, backend=backend)
-            mixed = (tokens.flip(1) if way % 2 else tokens).reshape(turned.shape)
-            ways.append(mixed.transpose(1, 2) if way >= _COLUMNS else mixed)
+            tokens = self.scan(tokens.flip(1) if way in "<^" else tokens, backend=backend)
+            mixed = (tokens.flip(1) if way in "<^" else tokens).reshape(turned.shape)
+            ways.append(mixed.transpose(1, 2) if way in "v^" else mixed)
         mean = ways[0] if len(ways) == 1 else torch.stack(ways).mean(dim=0)
         return mean.flatten(1, 2)
 
@@ -245,10 +275,13 @@ class Head(nn.Module):
         self.fuse_norm = nn.BatchNorm2d(wide)
         self.smooth = nn.Conv2d(wide, wide, 3, padding=1, bias=False)
         self.smooth_norm = nn.BatchNorm2d(wide)
-        self.classify = nn.Conv2d(wide, config.classes, 1)
+        self.classify = nn.Conv2d(wide, config.detail or config.classes, 1)
 
     def forward(self, stages: list[torch.Tensor]) -> torch.Tensor:
-        """Logits ``(batch, class, y, x)`` at the resolution of the first stage."""
+        """Logits ``(batch, class, y, x)`` at the resolution of the first stage.
+
+        Where the network redraws them, what it redraws instead of the logits.
+        """
         size = stages[0].shape[-2:]
         total = torch.zeros(())
         for x, project, fuse in zip(stages, self.project, self.fuse, strict=True):
@@ -258,6 +291,34 @@ class Head(nn.Module):
             total = total + part
         fused = torch.relu(self.fuse_norm(total))
         out: torch.Tensor = self.classify(torch.relu(self.smooth_norm(self.smooth(fused))))
+        return out
+
+
+class Detail(nn.Module):
+    """Draw the classes at the resolution of the input.
+
+    The head sees squares of two pixels. Here each pixel is looked at once more, and what the head
+    says around it is added before the sum is bent: it decides what the look of the pixel means.
+    """
+
+    def __init__(self, config: GlacierSegConfig) -> None:
+        super().__init__()
+        width = config.detail
+        self.look = nn.Conv2d(config.channels, width, 3, padding=1, bias=False)
+        self.look_norm = nn.BatchNorm2d(width)
+        self.draw = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.draw_norm = nn.BatchNorm2d(width)
+        self.classify = nn.Conv2d(width, config.classes, 1)
+
+    def looked(self, image: torch.Tensor) -> torch.Tensor:
+        """``(batch, channel, y, x)`` to ``(batch, detail, y, x)``, as of a stage 0."""
+        out: torch.Tensor = self.look_norm(self.look(image))
+        return out
+
+    def forward(self, look: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+        """Logits ``(batch, class, y, x)`` from :meth:`looked` and what the head says, doubled."""
+        drawn = torch.relu(self.draw_norm(self.draw(torch.relu(look + said))))
+        out: torch.Tensor = self.classify(drawn)
         return out
 
 
@@ -275,13 +336,22 @@ class GlacierSeg(nn.Module):
         self.config = config or GlacierSegConfig()
         insides = (self.config.channels, *self.config.widths[:-1])
         last = max(1, len(self.config.widths) - 1)
+        shapes = zip(
+            insides, self.config.widths, self.config.embeddings, self.config.ways, strict=True
+        )
         self.stages = nn.ModuleList(
-            Stage(i, o, embedding=e, drop=self.config.drop_path * k / last, config=self.config)
-            for k, (i, o, e) in enumerate(
-                zip(insides, self.config.widths, self.config.embeddings, strict=True)
+            Stage(
+                inside,
+                outside,
+                embedding=embedding,
+                ways=ways,
+                drop=self.config.drop_path * k / last,
+                config=self.config,
             )
+            for k, (inside, outside, embedding, ways) in enumerate(shapes)
         )
         self.head = Head(self.config)
+        self.detail = Detail(self.config) if self.config.detail else None
 
     def forward(self, x: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
         """Class logits ``(batch, class, y, x)`` at the resolution of the input.
@@ -294,7 +364,10 @@ class GlacierSeg(nn.Module):
         return self.classified(self.features(x, backend=backend))
 
     def features(self, x: torch.Tensor, *, backend: Backend = "auto") -> list[torch.Tensor]:
-        """What each stage makes of the input, ``(batch, width, y, x)``, finest first."""
+        """What each stage makes of the input, ``(batch, width, y, x)``, finest first.
+
+        The first is at full resolution where the network has a detail.
+        """
         height, width = x.shape[-2:]
         if height % self.config.stride or width % self.config.stride:
             raise ValueError(
@@ -304,6 +377,8 @@ class GlacierSeg(nn.Module):
         # Normalisation and scan stay in the input's precision; autocast reaches the head only,
         # which holds nine tenths of the arithmetic.
         with torch.autocast(x.device.type, enabled=False):
+            if self.detail is not None:
+                features.append(self.detail.looked(x))
             for stage in self.stages:
                 x = stage(x, backend=backend)
                 features.append(x)
@@ -311,7 +386,8 @@ class GlacierSeg(nn.Module):
 
     def classified(self, features: list[torch.Tensor]) -> torch.Tensor:
         """Class logits ``(batch, class, y, x)`` from :meth:`features`."""
-        logits = self.head(features)
-        return functional.interpolate(
-            logits, scale_factor=2.0, mode="bilinear", align_corners=False
+        stages = features if self.detail is None else features[1:]
+        doubled = functional.interpolate(
+            self.head(stages), scale_factor=2.0, mode="bilinear", align_corners=False
         )
+        return doubled if self.detail is None else self.detail(features[0], doubled)

@@ -28,13 +28,16 @@ from model_serving.compiled.lanes import (
 __all__ = [
     "add",
     "add_normalised",
+    "bend",
     "convolve",
     "doubled",
     "fuse_row",
     "gelu",
     "interleave",
     "involve",
+    "neighbours",
     "normalise",
+    "part",
     "patches",
     "winograd_in",
     "winograd_out",
@@ -94,6 +97,16 @@ def add(x: Any, more: Any, bias: Any) -> None:  # pragma: no cover - compiled
         for c in range(0, channels, WIDTH):
             at = t * channels + c
             store(x, at, load(x, at) + load(more, at) + load(bias, c))
+
+
+@_compiled
+def bend(x: Any, bias: Any) -> None:  # pragma: no cover - compiled
+    """Add a bias, then ReLU, in place."""
+    tokens, channels = x.shape
+    for t in range(tokens):
+        for c in range(0, channels, WIDTH):
+            at = t * channels + c
+            store(x, at, larger(load(x, at) + load(bias, c), spread(_ZERO)))
 
 
 @_compiled
@@ -182,6 +195,26 @@ def patches(x: Any, row: Any, out: Any) -> None:  # pragma: no cover - compiled
             for c in range(0, channels, WIDTH):
                 if y >= 0 and z >= 0:
                     store(out, to + c, load(x, (y * width + z) * channels + c))
+                else:
+                    store(out, to + c, spread(_ZERO))
+
+
+@_compiled
+def neighbours(above: Any, here: Any, below: Any, out: Any) -> None:
+    # pragma: no cover - compiled
+    """3 x 3 neighbourhoods of one row of an image, ``(x, 9 * channel)``; zero beside the image.
+
+    All three rows are ``(x, channel)``.
+    """
+    width, channels = here.shape
+    rows = (above, here, below)
+    for x in range(width):
+        for k in range(9):
+            line, z = rows[k // 3], x + k % 3 - 1
+            to = (x * 9 + k) * channels
+            for c in range(0, channels, WIDTH):
+                if 0 <= z < width:
+                    store(out, to + c, load(line, z * channels + c))
                 else:
                     store(out, to + c, spread(_ZERO))
 
@@ -333,6 +366,14 @@ def winograd_out(products: Any, bias: Any, out: Any) -> None:  # pragma: no cove
                 store(out, to + channels, larger(y1 + more, spread(_ZERO)))
                 store(out, to + 2 * channels, larger(y2 + more, spread(_ZERO)))
                 store(out, to + 3 * channels, larger(y3 + more, spread(_ZERO)))
+
+
+@_compiled
+def part(line: Any, bias: Any, row: Any, out: Any) -> None:  # pragma: no cover - compiled
+    """Add a bias to ``(x, >= class)`` and put it into a row of ``(class, y, x)`` planes."""
+    for c in range(out.shape[0]):
+        for x in range(line.shape[0]):
+            out[c, row, x] = line[x, c] + bias[c]
 
 
 @_compiled

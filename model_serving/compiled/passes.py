@@ -13,11 +13,14 @@ from numba import njit
 from model_serving.compiled.kernels import (
     add,
     add_normalised,
+    bend,
     convolve,
     fuse_row,
     gelu,
     involve,
+    neighbours,
     normalise,
+    part,
     patches,
     winograd_in,
     winograd_out,
@@ -31,6 +34,7 @@ __all__ = [
     "before_scan",
     "classify_rows",
     "convolved_rows",
+    "drawn_rows",
     "involved_rows",
 ]
 
@@ -118,3 +122,33 @@ def classify_rows(
             target_rows = out[top : top + TILE].reshape(TILE * width, out.shape[2])
             product(rows.reshape(TILE * width, wide), classify, target_rows)
     out[first:last] += classify_bias
+
+
+@_compiled
+def drawn_rows(
+    image: Any, said: Any, first: Any, last: Any, look: Any, look_bias: Any, draw: Any,
+    draw_bias: Any, classify: Any, classify_bias: Any, nothing: Any, ring: Any, seen: Any,
+    around: Any, line: Any, classes: Any, out: Any,
+) -> None:  # fmt: skip  # pragma: no cover - compiled
+    """Logits of rows at full resolution, see :class:`model_serving.glacier_seg.Detail`.
+
+    ``image`` is ``(y, x, channel)``, ``said`` what the head says, ``(y / 2, x / 2, detail)``; of
+    their sum three rows are held in ``ring``. ``nothing`` is a row of zeros like one of the image.
+    """
+    height = image.shape[0]
+    for row in range(first - 1, last + 1):
+        target = ring[row % 3]
+        if 0 <= row < height:
+            above = image[row - 1] if row > 0 else nothing
+            below = image[row + 1] if row + 1 < height else nothing
+            neighbours(above, image[row], below, seen)
+            product(seen, look, line)
+            fuse_row(row, (said,), line, look_bias, target)
+        else:
+            target[:] = 0
+        if row > first:
+            neighbours(ring[(row - 2) % 3], ring[(row - 1) % 3], target, around)
+            product(around, draw, line)
+            bend(line, draw_bias)
+            product(line, classify, classes)
+            part(classes, classify_bias, row - 1, out)
