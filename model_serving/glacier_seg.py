@@ -234,7 +234,8 @@ class Stage(nn.Module):
         tokens = tokens + self._dropped(self._scanned(normal, backend))
         tokens = tokens + self._dropped(self.mlp(self.norm_mlp(tokens)))
         tokens = self.norm_out(tokens)
-        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
+        out: torch.Tensor = tokens.transpose(1, 2).reshape(batch, channels, height, width)
+        return out
 
     def _scanned(self, image: torch.Tensor, backend: Backend) -> torch.Tensor:
         """Mix ``(batch, y, x, channel)`` along each way; the mean of all, as tokens."""

@@ -20,6 +20,7 @@ from model_serving.export import OPSET, export, to_onnx
 from model_serving.features import raw_features
 from model_serving.fused import FusedGlacierSeg
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
+from model_serving.networks import FORMS
 from model_serving.onnx_runtimes import OnnxRuntime, OpenVino
 
 onnx = pytest.importorskip("onnx")
@@ -76,7 +77,7 @@ def untrained(config: GlacierSegConfig, seed: int = 0) -> GlacierSeg:
     torch.manual_seed(seed)
     network = GlacierSeg(config)
     for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.RMSNorm):
+        if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.RMSNorm) and layer.weight is not None:
             torch.nn.init.uniform_(layer.weight, 0.5, 2)
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(layer.bias)
@@ -167,6 +168,10 @@ CONFIGS = {
     "another scan": GlacierSegConfig(state=8, expand=1, kernel=3, mlp_ratio=2, head_width=48),
     "there and back": GlacierSegConfig(channels=5, directions=2),
     "four ways": GlacierSegConfig(channels=5, directions=4),
+    "improved": GlacierSegConfig(**FORMS["glacier-seg"]),
+    "each stage its ways": GlacierSegConfig(
+        channels=5, directions=("<", "v", "^", "v<"), detail=8, stage_norm=True
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from model_serving.compiled.products import packed, product, products
 from model_serving.ensemble import load_ensemble
 from model_serving.fused import FusedGlacierSeg
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
+from model_serving.networks import FORMS
 
 CONFIGS = {
     "published": GlacierSegConfig(classes=1),
@@ -29,6 +30,10 @@ CONFIGS = {
     "three stages": GlacierSegConfig(
         channels=3, widths=(16, 16, 32), embeddings=("involution",) * 3, mlp_ratio=2
     ),
+    "taking turns": GlacierSegConfig(directions=(">", "<", "v", "^")),
+    "normalised stages": GlacierSegConfig(stage_norm=True),
+    "drawn at full resolution": GlacierSegConfig(channels=17, classes=5, detail=32),
+    "improved": GlacierSegConfig(**FORMS["glacier-seg"]),
 }
 
 
@@ -74,8 +79,9 @@ def test_the_shipped_ensemble_keeps_every_class_on_smooth_windows():
     assert (found.argmax(axis=0) == truth.argmax(axis=0)).mean() > 0.9999
 
 
-def test_any_number_of_threads_gives_the_same_bytes():
-    network = network_of(GlacierSegConfig())
+@pytest.mark.parametrize("name", ["four classes", "improved"])
+def test_any_number_of_threads_gives_the_same_bytes(name):
+    network = network_of(CONFIGS[name])
     window = np.random.default_rng(3).normal(size=(11, 96, 160)).astype(np.float32)
     forms = [FusedGlacierSeg(network, threads=n) for n in (1, 2, 3, 5)]
     first = forms[0](window).tobytes()
@@ -152,6 +158,8 @@ def test_a_shape_that_does_not_fit_is_named():
         FusedGlacierSeg(GlacierSeg(GlacierSegConfig(widths=(8, 16, 32, 64))))
     with pytest.raises(ValueError, match="2 directions"):
         FusedGlacierSeg(GlacierSeg(GlacierSegConfig(directions=2)))
+    with pytest.raises(ValueError, match=r"24\) are not all multiples of 16"):
+        FusedGlacierSeg(GlacierSeg(GlacierSegConfig(detail=24)))
     two = GlacierSegConfig(widths=(16, 32), embeddings=("involution",) * 2)
     with pytest.raises(ValueError, match="fewer than three"):
         FusedGlacierSeg(GlacierSeg(two))

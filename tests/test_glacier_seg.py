@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig, Head, Involution
+
+TURNS = (">", "<", "v", "^")
 
 
 def count(module):
@@ -81,7 +84,9 @@ def test_a_pixel_depends_on_rows_above_but_the_scan_never_on_tokens_below():
     assert gradient[0, :21].abs().max(dim=1).values.min() > 0
 
 
-@pytest.mark.parametrize(("directions", "sees"), [(1, False), (2, True), (4, True)])
+@pytest.mark.parametrize(
+    ("directions", "sees"), [(1, False), (2, True), (4, True), (TURNS, True), (("<",) * 4, True)]
+)
 def test_more_directions_see_what_lies_below_with_the_same_parameters(directions, sees):
     torch.manual_seed(3)
     network = GlacierSeg(GlacierSegConfig(directions=directions)).eval()
@@ -93,6 +98,79 @@ def test_more_directions_see_what_lies_below_with_the_same_parameters(directions
         difference = (network(x) - network(changed)).abs().amax(dim=(0, 1, 3))
     assert bool((difference[:32] > 0).any()) is sees
     assert (difference[128:] > 0).all()
+
+
+def test_every_pixel_sees_the_whole_window_where_the_stages_take_turns():
+    torch.manual_seed(6)
+    network = GlacierSeg(GlacierSegConfig(directions=TURNS)).eval()
+    x = torch.randn(1, 11, 96, 96)
+    corners = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
+    with torch.inference_mode():
+        before = network(x)
+        for row, col in corners:
+            changed = x.clone()
+            changed[:, :, row, col] += 5
+            difference = (network(changed) - before).abs().amax(dim=(0, 1))
+            assert all(difference[corner] > 0 for corner in corners)
+
+
+def test_down_the_columns_is_along_the_rows_of_the_transposed_image_and_back_is_from_its_end():
+    def mixed(ways, image):
+        torch.manual_seed(7)
+        config = GlacierSegConfig(directions=(ways,) * 4)
+        return GlacierSeg(config).stages[0]._scanned(image, "auto").reshape(image.shape)
+
+    image = torch.randn(2, 6, 10, 16)
+    along = mixed(">", image)
+    turned = image.transpose(1, 2).contiguous()
+    assert torch.allclose(mixed("v", turned).transpose(1, 2), along, atol=1e-6)
+    assert torch.allclose(mixed("<", image.flip(1, 2)).flip(1, 2), along, atol=1e-6)
+    assert torch.allclose(
+        mixed("^", turned.flip(1, 2)).flip(1, 2).transpose(1, 2), along, atol=1e-6
+    )
+    assert torch.allclose(mixed("v<", image), (mixed("v", image) + mixed("<", image)) / 2)
+
+
+@pytest.mark.parametrize(
+    "directions", [3, 0, (), (">",) * 3, (">", "<", "v", "x"), (">", "<", "v", ""), (">>",) * 4]
+)
+def test_ways_that_are_none_are_named(directions):
+    with pytest.raises(ValueError, match="directions"):
+        GlacierSegConfig(directions=directions)
+
+
+def test_a_card_written_before_the_network_had_a_choice_is_the_published_form():
+    old = GlacierSegConfig().to_dict()
+    for name in ("stage_norm", "detail"):
+        del old[name]
+    assert GlacierSegConfig.from_dict(json.loads(json.dumps(old))) == GlacierSegConfig()
+    new = GlacierSegConfig(directions=TURNS, stage_norm=True, detail=16, head_width=96)
+    assert GlacierSegConfig.from_dict(json.loads(json.dumps(new.to_dict()))) == new
+
+
+def test_normalised_stages_put_out_tokens_of_one_size_however_large_their_input():
+    torch.manual_seed(8)
+    network = GlacierSeg(GlacierSegConfig(stage_norm=True)).eval()
+    assert count(network) == count(GlacierSeg())
+    for feature in network.features(1e4 * torch.randn(1, 11, 64, 64)):
+        size = feature.square().mean(dim=1).sqrt()
+        assert torch.allclose(size, torch.ones_like(size), atol=1e-3)
+
+
+@pytest.mark.parametrize(("detail", "least", "most"), [(0, 0.0, 0.8), (16, 0.95, 1.0)])
+def test_only_a_detail_tells_pixels_of_one_square_of_two_apart(detail, least, most):
+    torch.manual_seed(9)
+    network = GlacierSeg(GlacierSegConfig(channels=2, classes=2, drop_path=0.0, detail=detail))
+    x = torch.randn(2, 2, 64, 64)
+    labels = (x[:, 0] > 0).long()
+    optimiser = torch.optim.AdamW(network.parameters(), 5e-3)
+    for _ in range(40):
+        loss = torch.nn.functional.cross_entropy(network(x), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    found = (network(x).argmax(dim=1) == labels).float().mean().item()
+    assert least <= found <= most
 
 
 def test_one_direction_reaches_no_more_than_thirty_pixels_down():
