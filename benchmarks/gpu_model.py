@@ -107,7 +107,7 @@ def costs(config: GlacierSegConfig, size: int, *, authors_head: bool = False) ->
         else:
             macs = 9 * inside * outside
         found.append(Cost(f"{name} embedding", pixels * macs, pixels * (4 * inside + outside)))
-        found += _block(name, config, outside, pixels)
+        found += _block(name, config, outside, pixels, ways=len(config.ways[k]))
         inside = outside
     fine = sizes[0] ** 2
     for k, (width, edge) in enumerate(zip(config.widths, sizes, strict=True)):
@@ -118,17 +118,26 @@ def costs(config: GlacierSegConfig, size: int, *, authors_head: bool = False) ->
         macs = pixels * width * wide + fused * wide * wide
         found.append(Cost(f"head share {k + 1}", macs, numbers, kind="head"))
     found.append(Cost("head 3 x 3", fine * 9 * wide * wide, fine * 2 * wide, kind="head"))
-    classify = fine * (wide + config.classes) + size * size * config.classes
-    found.append(Cost("head classes", fine * wide * config.classes, classify, kind="head"))
+    said = config.detail or config.classes
+    classify = fine * (wide + said) + size * size * said
+    found.append(Cost("head classes", fine * wide * said, classify, kind="head"))
+    if config.detail:
+        whole, detail = size * size, config.detail
+        look = Cost(
+            "detail look", whole * 9 * config.channels * detail, whole * (config.channels + detail)
+        )
+        macs = whole * detail * (9 * detail + config.classes)
+        found += [look, Cost("detail", macs, whole * (2 * detail + config.classes), kind="head")]
     return found
 
 
-def _block(name: str, config: GlacierSegConfig, width: int, pixels: int) -> list[Cost]:
+def _block(
+    name: str, config: GlacierSegConfig, width: int, pixels: int, *, ways: int
+) -> list[Cost]:
     """Mixer and MLP of one stage."""
     inner, states = config.expand * width, config.state
     rank = math.ceil(width / 16)
     selected = rank + 2 * states
-    ways = config.directions
     inwards = Cost(
         f"{name} in", ways * pixels * 2 * width * inner, ways * pixels * (width + 2 * inner)
     )
