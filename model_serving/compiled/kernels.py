@@ -208,15 +208,17 @@ def neighbours(above: Any, here: Any, below: Any, out: Any) -> None:
     """
     width, channels = here.shape
     rows = (above, here, below)
-    for x in range(width):
-        for k in range(9):
-            line, z = rows[k // 3], x + k % 3 - 1
-            to = (x * 9 + k) * channels
-            for c in range(0, channels, WIDTH):
-                if 0 <= z < width:
-                    store(out, to + c, load(line, z * channels + c))
-                else:
-                    store(out, to + c, spread(_ZERO))
+    three, last = 3 * channels, width * channels
+    for k in range(3):
+        line = rows[k]
+        for c in range(0, channels, WIDTH):
+            store(out, k * three + c, spread(_ZERO))
+            store(out, (3 * width + k - 2) * three - channels + c, spread(_ZERO))
+        for x in range(width):
+            # Three neighbours stand beside each other in the row as in the result.
+            first, to = (x - 1) * channels, (3 * x + k) * three
+            for c in range(max(0, -first), min(three, last - first), WIDTH):
+                store(out, to + c, load(line, first + c))
 
 
 @njit(inline="always")
