@@ -14,8 +14,17 @@ def absent(*packages: str) -> list[str]:
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
-def require(what: str, *packages: str) -> None:
+def require(what: str, *packages: str, extra: str = "onnx") -> None:
     """Stop where something needs packages that are not installed.
+
+    Parameters
+    ----------
+    what
+        What needs them.
+    packages
+        Names they are imported by.
+    extra
+        Optional dependencies of this package that they belong to.
 
     Raises
     ------
@@ -26,6 +35,6 @@ def require(what: str, *packages: str) -> None:
     if gone:
         raise UsageError(
             f"{what} needs {', '.join(gone)}, not installed here; "
-            "pip install 'glacier-inventory-engine[onnx]'",
+            f"pip install 'glacier-inventory-engine[{extra}]'",
             kind="runtime-missing",
         )
