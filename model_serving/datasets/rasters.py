@@ -24,15 +24,22 @@ __all__ = ["read_values", "read_window", "size_of"]
 
 Array = npt.NDArray[Any]
 
+_DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".png": "PNG"}
+# ^ no other reader of GDAL is let near a file that a stranger wrote
+_PNG_END = b"IEND\xaeB`\x82"
+
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
+        if path.suffix.lower() == ".png" and not path.read_bytes().endswith(_PNG_END):
+            raise bad_file(path, "a whole TIFF or PNG image", "a PNG file without its end")
+            # ^ GDAL reads the lost rows as zeros and says nothing
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path, driver=("GTiff", "PNG")) as src:
+            with rasterio.open(path, driver=_DRIVERS[path.suffix.lower()]) as src:
                 yield src
-    except RasterioError as error:
+    except (OSError, RasterioError) as error:
         raise bad_file(path, "a whole TIFF or PNG image", error) from error
 
 
