@@ -26,7 +26,7 @@ from catalog.search import open_source
 from catalog.terrain import build_terrain_shard, create_terrain
 from model_serving.features import raw_features
 
-__all__ = ["UNKNOWN", "PreparedRegion", "identity_of", "prepare_region"]
+__all__ = ["UNKNOWN", "PreparedRegion", "identity_of", "prepare_region", "restored_region"]
 
 Array = npt.NDArray[Any]
 
@@ -101,7 +101,7 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
     if note is not None:
         saved = json.loads(note)
         if saved.pop("identity") == identity:
-            return _restored(saved, folder)
+            return restored_region(saved, folder)
     from catalog.simulation import simulate_region
 
     simulated = simulate_region(spec, folder / "simulated")
@@ -149,7 +149,8 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
     return region
 
 
-def _restored(saved: dict[str, Any], folder: Path) -> PreparedRegion:
+def restored_region(saved: dict[str, Any], folder: Path) -> PreparedRegion:
+    """Region of a folder from what its note says, without the identity."""
     west, south, east, north = saved["bbox"]
     return PreparedRegion(
         **{

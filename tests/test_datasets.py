@@ -519,6 +519,18 @@ def test_nird_inputs_without_a_channel_or_a_rule_are_refused(nird: Path):
     assert caught.value.kind == "rule-missing"
 
 
+def test_nird_pixels_that_were_not_seen_are_unknown(nird: Path):
+    def hide(file: Any) -> None:
+        file["t1/optical"][10:12, 10:12, 3] = np.nan
+
+    edit(hide)(nird / "train.hdf5")
+    patch = open_dataset("nird", nird, rules=NIRD_RULES)[0]
+    hidden = np.zeros(patch.labels.shape, bool)
+    hidden[7:9, 6:8] = True
+    assert (np.isnan(channel(patch, "blue")) == hidden).all()
+    assert ((patch.labels == 255) == hidden).all()
+
+
 def edit(change: Callable[[Any], None]) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         import h5py

@@ -41,6 +41,7 @@ from model_serving.datasets.channels import BandRule, in_channels, reflectance_r
 from model_serving.datasets.hdf import array_of, opened
 from model_serving.datasets.patch import Patch, PatchDataset, Place, bad_file, windows
 from model_serving.features import CHANNELS, GROUPS
+from model_serving.regions import UNKNOWN
 
 __all__ = ["open_nird"]
 
@@ -75,7 +76,7 @@ def open_nird(
         Arrays to take: ``optical``, ``dem``, ``co_pol_sar``, ``cross_pol_sar``.
     labels
         ``outlines``: glacier is class 1, debris-covered or not. ``bright_dark_outlines``: bright is
-        1, dark is 2.
+        1, dark is 2. Unknown where nothing was seen.
     patch_px
         Edge of the patches that tiles are cut into.
 
@@ -156,7 +157,10 @@ def _read(place: Place, *, rules: Mapping[str, BandRule], labels: str) -> Patch:
             values |= _channels(name, np.moveaxis(stored, 2, 0), rule, path=place.path)
         if labels != "outlines" and "outlines" in tile:
             _check_same_ice(truth, _one_hot(tile, "outlines", place, size=size), place)
-    return Patch(in_channels(values, place.window.shape), truth, place.group)
+    features = in_channels(values, place.window.shape)
+    needed = features[GROUPS["optical"]] if "optical" in rules else features
+    truth[~np.isfinite(needed).any(axis=0)] = UNKNOWN
+    return Patch(features, truth, place.group)
 
 
 def _channels(name: str, stored: Array, rule: BandRule, *, path: Path) -> dict[str, Array]:

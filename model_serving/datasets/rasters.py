@@ -31,13 +31,16 @@ _PNG_END = b"IEND\xaeB`\x82"
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    driver = _DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise bad_file(path, f"a name that ends in {', '.join(_DRIVERS)}", path.name)
     try:
         if path.suffix.lower() == ".png" and not path.read_bytes().endswith(_PNG_END):
             raise bad_file(path, "a whole TIFF or PNG image", "a PNG file without its end")
             # ^ GDAL reads the lost rows as zeros and says nothing
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path, driver=_DRIVERS[path.suffix.lower()]) as src:
+            with rasterio.open(path, driver=driver) as src:
                 yield src
     except (OSError, RasterioError) as error:
         raise bad_file(path, "a whole TIFF or PNG image", error) from error

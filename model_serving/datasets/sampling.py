@@ -293,7 +293,7 @@ def _corners(row: int, col: int, size: int, allowed: Mask) -> Array:
     near = allowed[top : row + size, left : col + size]
     if min(near.shape) < size:
         return np.empty((0, 2), np.int64)
-    return np.argwhere(_fits(near, size)) + np.array([top, left])
+    return np.asarray(np.argwhere(_fits(near, size)) + np.array([top, left]))
 
 
 def _fits(allowed: Mask, size: int) -> Mask:
