@@ -145,6 +145,17 @@ def test_of_many_patches_those_that_hold_a_rare_class_are_taken(region: Prepared
     assert shares == pytest.approx([0.5, 0.5], abs=0.08)
 
 
+def test_large_patches_keep_few_centres_that_reach_all_parts_of_a_class():
+    labels = np.full((512, 512), 1, np.uint8)
+    wide = Patch(np.zeros((11, 512, 512), np.float32), labels, "scene")
+    source = WindowSource(patches=[[wide]], window_px=20, wanted=(1,))
+    assert sum(len(found) for found in source._sources[0][0].centres.values()) <= 1024
+    rng = np.random.default_rng(0)
+    windows = np.array([source.draw(rng).window for _ in range(2000)])
+    reached = np.histogram2d(windows[:, 0], windows[:, 1], bins=(8, 8))[0]
+    assert reached.min() > 12
+
+
 def test_windows_of_equal_seeds_are_equal_and_patches_smaller_than_a_window_are_taken_whole():
     source = WindowSource(patches=[[patch(2), patch(3)]], window_px=200)
     one, other = (

@@ -32,6 +32,9 @@ ANYWHERE = EXPOSED + 1
 _WANTED = (ANYWHERE, 1, 2, 2, EXPOSED, 3)
 _ZOOM = (0.5, 1.5)
 # ^ zooming teaches other pixel sizes: 0.5 shows 10 m pixels to a network trained at 20 m
+_CENTRES = 1024
+# ^ kept a class and patch, evenly: tens of thousands of patches must leave room in memory
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class _Patches(Protocol):
@@ -167,8 +170,8 @@ class WindowSource:
             for region, labels, mask in zip(regions, self._labels, masks, strict=True)
         ]
         for some in self._patches:
-            layers = [_layer_of(some[i].labels, wanted=self.wanted) for i in range(len(some))]
-            self._sources.append(layers)
+            layers = (_layer_of(some[i].labels, wanted=self.wanted) for i in range(len(some)))
+            self._sources.append([_thinned(layer) for layer in layers])
         self._holding = [
             {kind: _holding(layers, kind) for kind in set(self.wanted)}
             for layers in self._sources[len(self._labels) :]
@@ -257,6 +260,17 @@ def _layer_of(
     free = None if inner is None else np.flatnonzero(inner)
     height, width = labels.shape
     return _Layer((height, width), centres, allowed, free)
+
+
+def _thinned(layer: _Layer) -> _Layer:
+    """The same with no more than so many centres a class."""
+    for kind, found in layer.centres.items():
+        if len(found) > _CENTRES:
+            turn = np.arange(_CENTRES)
+            place = (turn + turn * _GOLDEN % 1) / _CENTRES
+            # ^ one in each of so many equal parts, at places that are in step with no row's length
+            layer.centres[kind] = found[(place * len(found)).astype(np.int64)]
+    return layer
 
 
 def _holding(layers: Sequence[_Layer], kind: int) -> npt.NDArray[np.int64]:
