@@ -9,10 +9,11 @@ What the format rules rest on, file by file of github.com/krisrs1128/glacier_map
   ``(y, x, 3)``, 512 pixels wide, six of which overlap: ``data/slice.py``. Scenes ``<name>.tif`` of
   15 bands with ``mask_<k>.npy``, ``border_<k>.npy`` and ``mask_metadata.csv`` (columns: number,
   image, mask, border): ``data/mask.py``. Images are floats, beyond the region's border NaN.
-* bands, counted from 1: Landsat 7 B1, B2, B3, B4, B5, both thermal gains, B7, B8, the quality band,
-  NDWI, NDSI, NDVI, elevation and slope of SRTM 90: data page and
-  ``conf/channel_exp/Readme.md``; elevation and slope (``ee.Terrain.slope``, degrees) come last in
-  ``scripts/ee_code``. The three indices are named in different orders; none is read here.
+* bands, counted from 1: blue, green, red, near and first shortwave infrared (data page), then as
+  Earth Engine orders this collection both thermal gains, B7, B8 and the quality band, which are
+  "the Landsat channels" 0 to 9 of ``conf/channel_exp/Readme.md``; then three indices, named in
+  different orders and not read here, and elevation and slope (``ee.Terrain.slope``, degrees) of
+  SRTM 90, as ``scripts/ee_code`` appends them.
 * masks 0 or 1: any glacier, clean ice, debris-covered ice: ``conf/masking_paths.yaml``.
 * numbers are those of ``LANDSAT/LE07/C01/T1_RT``, 8-bit levels of radiance at the sensor; gaps are
   filled by a linear fit to another date (``scripts/ee_code``), so some are not whole. They become
@@ -73,7 +74,7 @@ def landsat_rule(metadata: str) -> BandRule:
     -------
     BandRule
         Bands 1, 2, 3, 4, 5 and 7: ``(REFLECTANCE_MULT_BAND_n * level + REFLECTANCE_ADD_BAND_n) /
-        sin(SUN_ELEVATION)``, as in the Landsat 7 Data Users Handbook (LSDS-1927), section 5.
+        sin(SUN_ELEVATION)``, as in the Landsat 7 Data Users Handbook (LSDS-1927).
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """The tiles of GlaViTU, kept at the Norwegian research data archive (NIRD).
 
 Maslov et al. (2025), "Globally scalable glacier mapping by deep learning matches manual
-delineation accuracy" (Nature Communications 16; arXiv:2401.15113).
+delineation accuracy" (arXiv:2401.15113).
 
 What the format rules rest on, file by file of
 github.com/konstantin-a-maslov/towards_global_glacier_mapping at 3980042:
