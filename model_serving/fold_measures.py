@@ -16,7 +16,7 @@ from model_serving.glacier_folds import GlacierFolds, equal_area
 __all__ = ["FoldMeasures", "measure_folds"]
 
 _TOUCH_M = 1.0
-# ^ outlines nearer than this share their boundary: neighbours are rarely drawn with the same vertices
+# ^ nearer outlines share their boundary: neighbours are rarely drawn with the same vertices
 _SIMPLER_M = 20.0
 # ^ a coastline of vertices is not needed for a barrier of kilometres
 
@@ -92,7 +92,7 @@ def _longest_boundary(shapes: npt.NDArray[Any], fold: npt.NDArray[Any]) -> float
     one, other = one[apart], other[apart]
     beside = shapely.buffer(shapely.boundary(shapes[other]), _TOUCH_M)
     lengths = shapely.length(shapely.intersection(shapely.boundary(shapes[one]), beside))
-    total = {pair: 0.0 for pair in combinations(range(int(fold.max()) + 1), 2)}
+    total = dict.fromkeys(combinations(range(int(fold.max()) + 1), 2), 0.0)
     for a, b, length in zip(fold[one], fold[other], lengths, strict=True):
         total[int(a), int(b)] += float(length)
     return max(total.values())

@@ -1,6 +1,6 @@
 """The pixels of a fold: trained on, validating, held out, or left out because too near.
 
-One law: no pixel that is trained on lies within the barrier of ground that is held out or validates.
+One law: what is trained on lies behind the barrier from all ground that is held out or validates.
 """
 
 from __future__ import annotations

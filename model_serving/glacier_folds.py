@@ -173,8 +173,7 @@ class GlacierFolds:
             class itself.
         """
         try:
-            if values["format"] != _FORMAT:
-                raise ValueError(f"format is {values['format']!r}, this engine reads {_FORMAT}")
+            _check_format(values["format"])
             rest = {k: v for k, v in values.items() if k != "format"}
             return cls(
                 **rest
@@ -200,6 +199,11 @@ class GlacierFolds:
     def _check_fold(self, fold: int) -> None:
         if fold not in self._all:
             raise UsageError(f"there is no fold {fold}; the inventory has 0 to {self.folds - 1}")
+
+
+def _check_format(found: Any) -> None:
+    if found != _FORMAT:
+        raise ValueError(f"format is {found!r}, this engine reads {_FORMAT}")
 
 
 def _check_numbers(folds: GlacierFolds) -> None:
@@ -522,4 +526,3 @@ def _slabs(
         beside = (reached >= start - before) & (reached < end + after)
         validating.append(beside & (fold_of != fold))
     return fold_of, validating
-

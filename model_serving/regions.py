@@ -21,12 +21,20 @@ from rasterio.warp import reproject
 from catalog.assets import AssetPolicy
 from catalog.composites import build_cube_shard, create_season
 from catalog.cube import ICE_CLASSES, Workspace, read_window
+from catalog.errors import UsageError
 from catalog.grid import LonLatBox, RegionGrid, region_grid
 from catalog.search import open_source
 from catalog.terrain import build_terrain_shard, create_terrain
 from model_serving.features import raw_features
 
-__all__ = ["UNKNOWN", "PreparedRegion", "identity_of", "prepare_region", "restored_region"]
+__all__ = [
+    "UNKNOWN",
+    "PreparedRegion",
+    "identity_of",
+    "prepare_region",
+    "read_region",
+    "restored_region",
+]
 
 Array = npt.NDArray[Any]
 
@@ -147,6 +155,22 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
     saved.pop("folder")
     Workspace(folder).put(_NOTE, json.dumps(saved).encode())
     return region
+
+
+def read_region(folder: Path) -> PreparedRegion:
+    """Take a region that was prepared before as it lies in its folder, whatever made it.
+
+    Raises
+    ------
+    UsageError
+        ``regions-missing`` where there is none.
+    """
+    note = Workspace(folder).get(_NOTE)
+    if note is None:
+        raise UsageError(f"there is no prepared region in {folder}", kind="regions-missing")
+    saved = json.loads(note)
+    saved.pop("identity")
+    return restored_region(saved, folder)
 
 
 def restored_region(saved: dict[str, Any], folder: Path) -> PreparedRegion:
