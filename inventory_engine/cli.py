@@ -246,6 +246,65 @@ def train(
 
 
 @app.command()
+def folds(
+    inventory: Annotated[Path, typer.Argument(help="Outlines of the glaciers to divide.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the folds, their glaciers and a map.")],
+    count: Annotated[int, typer.Option("--folds", min=2, help="How many folds.")] = 5,
+    method: Annotated[
+        str, typer.Option(help="`blocks`, or `slabs` from east to west for comparison.")
+    ] = "blocks",
+    window_km: Annotated[
+        float | None, typer.Option(help="Edge of the widest training window.")
+    ] = None,
+    barrier_km: Annotated[
+        float | None,
+        typer.Option(help="Distance of training from what is held out; a window's diagonal."),
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option(min=0.0, max=0.5, help="Share of ice that validates.")
+    ] = None,
+    id_field: Annotated[str, typer.Option(help="Column of glacier ids, if not a known one.")] = "",
+) -> None:
+    """Divide an inventory for regional cross-validation, and draw the map of it."""
+    from inventory_engine.folds import fold_lines, fold_table, make_folds
+
+    divided, measures = make_folds(
+        inventory,
+        out,
+        id_field=id_field or None,
+        folds=count,
+        method=method,
+        window_km=window_km,
+        barrier_km=barrier_km,
+        validation=validation,
+    )
+    console = _console()
+    console.print(fold_table(divided, measures))
+    for line in fold_lines(divided, measures):
+        console.print(line, highlight=False)
+
+
+@app.command()
+def audit(
+    folder: Annotated[Path, typer.Argument(help="Folder of an ensemble.")],
+    work: Annotated[
+        Path | None, typer.Option(help="Folder of its training, with the prepared regions.")
+    ] = None,
+) -> None:
+    """Look for held-out ground that took part in training an ensemble."""
+    from inventory_engine.audits import audit_table, verdict
+    from model_serving.leaks import audit_ensemble
+
+    found = audit_ensemble(folder, work=work)
+    console = _console()
+    console.print(audit_table(found))
+    console.print(verdict(found), highlight=False)
+    if found.leaks:
+        raise typer.Exit(WITH_FAILURES)
+
+
+@app.command()
 def export(
     out: Annotated[Path, typer.Argument(help="Folder for the ONNX files, one a member.")],
     ensemble: Annotated[str, typer.Option(help="`default` or the folder of an ensemble.")] = (

@@ -45,8 +45,8 @@ WINDOW_M = 192 * 20.0 * 1.5
 BUFFER_M = 500.0
 # ^ ground that belongs to a glacier: ice mapped there by error is that glacier's error
 VALIDATION_SHARE = 0.1
-JOIN_M = 30.0
-# ^ a Landsat pixel: outlines drawn by different hands leave such gaps between glaciers that touch
+JOIN_M = 60.0
+# ^ two Landsat pixels: glaciers that touch are often drawn apart, either outline off by a pixel
 _FORMAT = 1
 
 Array = npt.NDArray[Any]

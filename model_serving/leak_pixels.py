@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 
 from catalog.cube import CLASSES, ICE_CLASSES
 from model_serving.features import GROUPS
@@ -92,14 +93,25 @@ def label_targets(ground: _Labelled) -> dict[str, Array]:
     }
     inside = ground.owners > 0
     if inside.any() and not inside.all():
-        signed = distance_transform_edt(~inside) - distance_transform_edt(inside)
-        for px in _DILATIONS_PX:
-            name = f"the outlines grown by {px} px" if px else "the outlines"
-            out[name] = (signed <= px).astype(np.uint8)[None]
-        for px in _RINGS_PX:
-            out[f"lines of {2 * px} px along the outlines"] = (np.abs(signed) <= px).astype(
-                np.uint8
-            )[None]
+        out |= _outline_targets(inside)
+    return out
+
+
+def _outline_targets(inside: Array) -> dict[str, Array]:
+    """Outlines grown by discs and by squares of pixels, and the lines along them."""
+    squares = partial(distance_transform_cdt, metric="chessboard")
+    out = {}
+    for way, distance in (("", distance_transform_edt), (" of squares", squares)):
+        signed = distance(~inside) - distance(inside)
+        grown = {
+            f"the outlines grown by {px} px{way}" if px else "the outlines": signed <= px
+            for px in _DILATIONS_PX
+        }
+        lines = {
+            f"lines of {2 * px} px along the outlines{way}": np.abs(signed) <= px
+            for px in _RINGS_PX
+        }
+        out |= {name: mask.astype(np.uint8)[None] for name, mask in (grown | lines).items()}
     return out
 
 
@@ -132,7 +144,7 @@ def one_channel_agreement(
             np.bincount(bins[0][truth[0] == side], minlength=len(edges) + 2) for side in (1, 0)
         )
         answer = yes > no
-        found = [_iou(answer[b], t) for b, t in zip(bins, truth, strict=True)]
+        found = [_agreement(answer[b], t) for b, t in zip(bins, truth, strict=True)]
         if min(found) > max(AGREEMENT, min(best[1:])):
             best = (name, found[0], found[1])
     if best[0]:
@@ -152,12 +164,15 @@ def _sampled(channel: int, side: Side) -> tuple[Array, dict[str, Array]]:
     return np.concatenate(values), {k: np.concatenate([t[k] for t in targets]) for k in shared}
 
 
-def _iou(answer: Array, truth: Array) -> float:
-    wanted = truth == 1
-    answer = answer & (truth != 255)
-    if wanted.sum() < _LEAST_PX:
+def _agreement(answer: Array, truth: Array) -> float:
+    """IoU of a target or of what it is not, the smaller: on an ice cap all is ice, say what may."""
+    known = truth != 255
+    yes, wanted = answer[known], truth[known] == 1
+    if min(wanted.sum(), (~wanted).sum()) < _LEAST_PX:
         return 0.0
-    return float((answer & wanted).sum() / (answer | wanted).sum())
+    both = (yes & wanted).sum() / (yes | wanted).sum()
+    neither = (~yes & ~wanted).sum() / max((~yes | ~wanted).sum(), 1)
+    return float(min(both, neither))
 
 
 def normalisation(grounds: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:

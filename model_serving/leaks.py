@@ -19,7 +19,6 @@ import numpy.typing as npt
 from catalog.cube import Workspace
 from catalog.errors import UsageError
 from model_serving.ensemble import CARD
-from model_serving.features import CHANNELS
 from model_serving.fold_pixels import HELD_OUT, TRAIN, distance_m, owner_roles
 from model_serving.folds import TrainingRegion, smallest_gap_km
 from model_serving.glacier_folds import FOLDS, WINDOW_M, GlacierFolds, barrier_for, read_folds
@@ -33,19 +32,16 @@ from model_serving.leak_pixels import (
     place_of,
     shared_keys,
 )
-from model_serving.regions import PreparedRegion, read_region
+from model_serving.regions import read_region
+from model_serving.training_record import Ground, Training, Window, trainings_of
 
 __all__ = [
     "KINDS",
     "Audit",
-    "Ground",
     "Leak",
-    "Training",
-    "Window",
     "audit",
     "audit_ensemble",
     "refuse_leaks",
-    "trainings_of",
 ]
 
 KINDS = {
@@ -66,74 +62,6 @@ _SAME = 1e-3
 # ^ of a standard deviation, or of all pixels: cards round, and pixels are stored in half precision
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A training window as it was cut, before zoom and turn."""
-
-    region: str
-    season: int
-    row: int
-    col: int
-    size: int
-    """Edge in pixels of the region."""
-
-    @property
-    def cut(self) -> tuple[slice, slice]:
-        """Rows and columns of the region."""
-        return slice(self.row, self.row + self.size), slice(self.col, self.col + self.size)
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """What one member was made from, as its card or its training tells. None: it does not tell."""
-
-    member: str
-    folds: tuple[int, ...]
-    """Folds that it claims to hold out."""
-    regions: tuple[str, ...]
-    """Regions in which it was trained."""
-    channels: tuple[str, ...] = CHANNELS
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    class_counts: tuple[int, ...] | None = None
-    """Pixels of each class from which its class weights come."""
-    glaciers: frozenset[str] | None = None
-    """Glaciers trained on, where folds are of glaciers."""
-    windows: tuple[Window, ...] | None = None
-    validated_on: tuple[str, ...] | None = None
-    """Regions or glaciers by which its training was stopped or its steps were chosen."""
-    tuned_on: Mapping[str, tuple[str, ...]] | None = None
-    """What was chosen after training (``ice_offset``, ``temperature``) -> regions or glaciers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """The pixels of a region, for the audit to look at."""
-
-    name: str
-    features: Array
-    """``(season, channel, y, x)`` as a member gets them, before normalisation; NaN = missing."""
-    labels: Array
-    """``(season, y, x)`` uint8, 255 = unknown."""
-    owners: Array
-    """``(y, x)`` int, 0 = none, ``i + 1`` = ``glaciers[i]``."""
-    glaciers: tuple[str, ...]
-    resolution_m: float
-
-    @classmethod
-    def of(cls, region: PreparedRegion, *, glaciers: Sequence[str] | None = None) -> Ground:
-        """Take a prepared region; its glaciers are numbered where no names are given."""
-        names = glaciers or [f"{region.name}/{i + 1}" for i in range(region.glaciers)]
-        return cls(
-            region.name,
-            region.features(),
-            region.labels(),
-            region.owners(),
-            tuple(names),
-            region.grid.resolution_m,
-        )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -527,47 +455,6 @@ _CHECKS: tuple[Callable[[Training, _Case], Iterator[Leak]], ...] = (
     _duplicates,
     _names,
 )
-
-
-def trainings_of(card: Mapping[str, Any]) -> list[Training]:
-    """Read from an ensemble's card what each member was made from.
-
-    Beside what every card holds, a member's entry may tell ``class_counts``, ``glaciers``,
-    ``windows`` (lists of region, season, row, column, size), ``validated_on`` and ``tuned_on``.
-
-    Raises
-    ------
-    UsageError
-        ``ensemble-mismatch`` where an entry cannot be understood.
-    """
-    try:
-        return [_training(entry, card) for entry in card["members"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"the card does not tell what its members were trained on: {error!r}",
-            kind="ensemble-mismatch",
-        ) from error
-
-
-def _training(entry: Mapping[str, Any], card: Mapping[str, Any]) -> Training:
-    def listed(key: str) -> tuple[Any, ...] | None:
-        return tuple(entry[key]) if key in entry else None
-
-    fold = entry["fold"]
-    windows, tuned = listed("windows"), entry.get("tuned_on")
-    return Training(
-        member=str(entry["name"]),
-        folds=(fold,) if isinstance(fold, int) else tuple(fold or ()),
-        regions=tuple(entry.get("trained_on", ())),
-        channels=tuple(entry.get("channels", card.get("channels", CHANNELS))),
-        mean=listed("mean"),
-        std=listed("std"),
-        class_counts=listed("class_counts"),
-        glaciers=None if "glaciers" not in entry else frozenset(entry["glaciers"]),
-        windows=None if windows is None else tuple(Window(*w) for w in windows),
-        validated_on=listed("validated_on"),
-        tuned_on=None if tuned is None else {k: tuple(v) for k, v in tuned.items()},
-    )
 
 
 def audit_ensemble(folder: Path | str, *, work: Path | str | None = None) -> Audit:

@@ -14,7 +14,8 @@ from made_inventories import boxes, grid_of, inventory, owners_of
 from catalog.errors import UsageError
 from model_serving.fold_pixels import HELD_OUT, TRAIN, grid_roles, window_corners
 from model_serving.glacier_folds import GlacierFolds, divide_glaciers
-from model_serving.leaks import Ground, Training, Window, audit, refuse_leaks
+from model_serving.leaks import audit, refuse_leaks
+from model_serving.training_record import Ground, Training, Window
 
 RESOLUTION, SIZE = 50.0, 6
 
