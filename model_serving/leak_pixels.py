@@ -100,7 +100,7 @@ def label_targets(ground: _Labelled) -> dict[str, Array]:
 def _outline_targets(inside: Array) -> dict[str, Array]:
     """Outlines grown by discs and by squares of pixels, and the lines along them."""
     squares = partial(distance_transform_cdt, metric="chessboard")
-    out = {}
+    out: dict[str, Array] = {}
     for way, distance in (("", distance_transform_edt), (" of squares", squares)):
         signed = distance(~inside) - distance(inside)
         grown = {

@@ -231,22 +231,23 @@ def _label_like_channels(training: Training, case: _Case) -> Iterator[Leak]:
 
 def _label_like_content(training: Training, case: _Case) -> Iterator[Leak]:
     sides: tuple[list[Any], list[Any]] = ([], [])
-    for name in sorted(case.grounds):
-        for side, mask in zip(sides, case.masks(training, name), strict=True):
+    for name, ground in sorted(case.grounds.items()):
+        trained, held = case.masks(training, name)
+        # Around held-out glaciers all counts that is not trained on: outlines may have been grown.
+        for side, mask in zip(sides, (trained, ~trained & held.any()), strict=True):
             if mask.any():
-                ground = case.grounds[name]
                 targets = case.once(("targets", name), partial(label_targets, ground))
                 side.append((ground.features, targets, mask))
     if not all(sides):
         return
     for channel, name in enumerate(training.channels):
-        for target, trained, held in one_channel_agreement(channel, *sides):
+        for target, fitted, judged in one_channel_agreement(channel, *sides):
             yield Leak(
                 "label-like-channel",
                 training.member,
                 name,
-                f"alone it tells {target} with an IoU of {trained:.3f} where it was fitted and "
-                f"{held:.3f} on held-out pixels: better than analysts agree with each other",
+                f"alone it tells {target} with an IoU of {fitted:.3f} where it was fitted and "
+                f"{judged:.3f} on held-out pixels: better than analysts agree with each other",
             )
 
 
