@@ -28,6 +28,7 @@ __all__ = [
     "normalisation",
     "one_channel_agreement",
     "place_of",
+    "pooled",
     "shared_keys",
 ]
 
@@ -44,7 +45,7 @@ _MASKED = re.compile("debris|glaciers?|ice")
 _DILATIONS_PX = (-3, -2, -1, 0, 1, 2, 3, 5, 10)
 _RINGS_PX = (1, 2, 3)
 _BINS = 256
-_SAMPLE_PX = 60_000
+_SAMPLE_PX = 20_000
 # ^ pixels of a region and season that the test of single channels looks at
 _LEAST_PX = 50
 _STATISTICS_STEP = 7
@@ -82,9 +83,10 @@ def label_like_name(channel: str) -> str:
 def label_targets(ground: _Labelled) -> dict[str, Array]:
     """What a label-like channel would hold, each ``(season or 1, y, x)`` uint8: 0, 1, 255 unknown.
 
+    On the sample of rows and columns that :func:`one_channel_agreement` looks at.
     The ice classes, together and each; the reference outlines, grown or shrunk; and their lines.
     """
-    labels = np.asarray(ground.labels)
+    labels = _thinned(np.asarray(ground.labels))
     known = labels < len(CLASSES)
     wanted = {"ice": ICE_CLASSES} | {CLASSES[c]: (c,) for c in ICE_CLASSES}
     out = {
@@ -111,7 +113,9 @@ def _outline_targets(inside: Array) -> dict[str, Array]:
             f"lines of {2 * px} px along the outlines{way}": np.abs(signed) <= px
             for px in _RINGS_PX
         }
-        out |= {name: mask.astype(np.uint8)[None] for name, mask in (grown | lines).items()}
+        out |= {
+            name: _thinned(mask).astype(np.uint8)[None] for name, mask in (grown | lines).items()
+        }
     return out
 
 
@@ -155,13 +159,19 @@ def _sampled(channel: int, side: Side) -> tuple[Array, dict[str, Array]]:
     """One channel's values and all targets on a sample of a side's pixels, ``(pixel,)`` each."""
     values, targets = [], []
     for features, named, mask in side:
-        step = max(1, int(np.sqrt(mask.size / _SAMPLE_PX)))
-        thin = (slice(None), slice(None, None, step), slice(None, None, step))
-        used = np.broadcast_to(mask[thin[1:]], (len(features), *mask[thin[1:]].shape))
-        values.append(np.asarray(features[:, channel][thin], np.float64)[used])
-        targets.append({k: np.broadcast_to(t[thin], used.shape)[used] for k, t in named.items()})
+        chosen = _thinned(mask)
+        used = np.broadcast_to(chosen, (len(features), *chosen.shape))
+        values.append(np.asarray(_thinned(features[:, channel]), np.float64)[used])
+        targets.append({k: np.broadcast_to(t, used.shape)[used] for k, t in named.items()})
     shared = set.intersection(*(set(t) for t in targets))
     return np.concatenate(values), {k: np.concatenate([t[k] for t in targets]) for k in shared}
+
+
+def _thinned(layer: Array) -> Array:
+    """Every so-manieth row and column of ``(..., y, x)``, so that no region weighs too much."""
+    height, width = layer.shape[-2:]
+    step = max(1, int(np.sqrt(height * width / _SAMPLE_PX)))
+    return layer[..., ::step, ::step]
 
 
 def _agreement(answer: Array, truth: Array) -> float:
@@ -269,9 +279,15 @@ def _mixed(key: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return np.asarray(key ^ (key >> np.uint64(31)))
 
 
-def shared_keys(one: ContentKeys, other: ContentKeys) -> ContentKeys | None:
-    """Pixels of ``other`` that stand in ``one`` too; None where there are too few for a copy."""
-    inside = np.isin(other.keys, one.keys)
+def pooled(several: Iterable[ContentKeys]) -> npt.NDArray[np.uint64]:
+    """Every key of several pictures once, sorted."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(one.keys for one in several)]))
+
+
+def shared_keys(pool: npt.NDArray[np.uint64], other: ContentKeys) -> ContentKeys | None:
+    """Pixels of ``other`` whose keys stand in a sorted pool; None where too few for a copy."""
+    place = np.minimum(np.searchsorted(pool, other.keys), max(len(pool) - 1, 0))
+    inside = pool[place] == other.keys if len(pool) else np.zeros(len(other.keys), bool)
     if inside.sum() < _LEAST_SHARED:
         return None
     return ContentKeys(other.keys[inside], other.rows[inside], other.cols[inside])

@@ -30,6 +30,7 @@ from model_serving.leak_pixels import (
     normalisation,
     one_channel_agreement,
     place_of,
+    pooled,
     shared_keys,
 )
 from model_serving.regions import read_region
@@ -399,9 +400,12 @@ def _duplicates_of_fold(training: Training, case: _Case) -> Iterator[Leak]:
         for side, mask in zip(sides, case.masks(training, name), strict=True):
             if mask.any():
                 side[name] = keys.within(mask)
+    pool = pooled(sides[0].values())
     for held_name, held in sides[1].items():
+        if shared_keys(pool, held) is None:
+            continue
         for name, trained in sides[0].items():
-            shared = shared_keys(trained, held)
+            shared = shared_keys(pooled([trained]), held)
             if shared is not None:
                 yield Leak(
                     "duplicate",

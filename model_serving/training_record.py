@@ -5,17 +5,22 @@ One law: what is not told is None, never an empty list. The audit (``leaks``) re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
+from catalog.cube import Workspace
 from catalog.errors import UsageError
 from model_serving.features import CHANNELS
 from model_serving.regions import PreparedRegion
 
-__all__ = ["Ground", "Training", "Window", "trainings_of"]
+__all__ = ["GLACIERS", "Ground", "Training", "Window", "trainings_of"]
+
+GLACIERS = "glaciers.json"
+"""Beside a prepared region: ids of its glaciers as a list, in the order of its owners."""
 
 Array = npt.NDArray[Any]
 
@@ -76,8 +81,13 @@ class Ground:
 
     @classmethod
     def of(cls, region: PreparedRegion, *, glaciers: Sequence[str] | None = None) -> Ground:
-        """Take a prepared region; its glaciers are numbered where no names are given."""
-        names = glaciers or [f"{region.name}/{i + 1}" for i in range(region.glaciers)]
+        """Take a prepared region.
+
+        Its glaciers have the names given, those of :data:`GLACIERS` in its folder, or are numbered.
+        """
+        told = Workspace(region.folder).get(GLACIERS)
+        numbered = [f"{region.name}/{i + 1}" for i in range(region.glaciers)]
+        names = glaciers or (numbered if told is None else json.loads(told))
         return cls(
             region.name,
             region.features(),

@@ -20,9 +20,9 @@ from model_serving.features import CHANNELS, Normalisation
 from model_serving.fold_pixels import HELD_OUT, TRAIN, owner_roles, window_corners
 from model_serving.folds import TrainingRegion
 from model_serving.glacier_folds import divide_glaciers
-from model_serving.leak_pixels import content_keys, label_like_name, shared_keys
+from model_serving.leak_pixels import content_keys, label_like_name, pooled, shared_keys
 from model_serving.leaks import KINDS, Leak, audit, audit_ensemble, refuse_leaks
-from model_serving.training_record import Ground, Training, Window
+from model_serving.training_record import GLACIERS, Ground, Training, Window
 
 RESOLUTION = 25.0
 SIZE = 12
@@ -337,10 +337,11 @@ def test_a_copy_of_a_scene_under_another_name_is_found_wherever_it_is_cut():
 
 def test_even_ground_is_no_copy_of_other_even_ground():
     even = np.full((1, 11, 60, 60), 0.3, np.float16)
-    assert shared_keys(content_keys(even), content_keys(even)) is None
+    assert len(content_keys(even)) == 0
     rough = np.random.default_rng(0).random((1, 11, 60, 60)).astype(np.float16)
     keys = content_keys(rough)
-    assert len(shared_keys(keys, keys).keys) == len(keys.keys) > 500
+    assert len(shared_keys(pooled([keys]), keys)) == len(keys) > 500
+    assert shared_keys(pooled([]), keys) is None
 
 
 def test_windows_in_a_region_that_is_held_out_whole_are_leaks():
@@ -462,6 +463,28 @@ def prepare(folder: Path, name: str, seed: int):
     note.pop("folder")
     (folder / "prepared.json").write_text(json.dumps(note))
     return region
+
+
+def test_an_ensemble_with_folds_of_glaciers_is_audited_on_the_ground(tmp_path: Path):
+    region = prepare(tmp_path / "work" / "regions" / "A", "A", -9)  # the content of GROUND
+    (region.folder / GLACIERS).write_text(json.dumps(list(GROUND.glaciers)))
+    folder = write_ensemble(tmp_path / "ensemble", folds=1, seeds=1)
+    FOLDS.save(folder)
+    card = json.loads((folder / CARD).read_text())
+    member = card["members"][0]
+    usable, (window,) = ROLES == TRAIN, windows(ROLES == TRAIN, 1)
+    member |= {"trained_on": ["A"], "class_counts": counts(usable), **statistics(usable)}
+    member["windows"] = [["A", 0, window.row, window.col, SIZE]]
+    (folder / CARD).write_text(json.dumps(card))
+    found = audit_ensemble(folder, work=tmp_path / "work")
+    assert found.leaks == ()
+    assert found.unseen.keys() == {"validation", "tuned-on-held-out"}
+    near = near_window()
+    member |= {"class_counts": counts(EVERYTHING), **statistics(EVERYTHING)}
+    member["windows"] = [["A", 0, near.row, near.col, SIZE]]
+    (folder / CARD).write_text(json.dumps(card))
+    kinds = {leak.kind for leak in audit_ensemble(folder, work=tmp_path / "work").leaks}
+    assert kinds == {"normalisation", "class-weights", "barrier"}
 
 
 def test_the_statistics_of_a_card_are_those_that_training_took(trained: Path):
