@@ -331,8 +331,6 @@ def _stage(graph: _Graph, image: str, stage: Stage, *, chunk: int) -> str:
     hidden = graph.op("Gelu", graph.op("Add", hidden, graph.weight(as_array(rise.bias))))
     out = graph.product(hidden, as_array(fall.weight))
     tokens = graph.total([tokens, graph.op("Add", out, graph.weight(as_array(fall.bias)))])
-    if isinstance(stage.norm_out, nn.RMSNorm):
-        tokens = _normalised(graph, tokens, stage.norm_out)
     return graph.op("Reshape", graph.op("Transpose", tokens, perm=[0, 2, 1]), shape)
 
 
@@ -376,10 +374,7 @@ def _normalised(graph: _Graph, tokens: str, norm: nn.RMSNorm) -> str:
     square = graph.op("Pow", tokens, graph.weight(2.0))
     mean = graph.op("ReduceMean", square, graph.ints(-1))
     size = graph.op("Sqrt", graph.op("Add", mean, graph.weight(norm.eps)))
-    normal = graph.op("Div", tokens, size)
-    if norm.weight is None:
-        return normal
-    return graph.op("Mul", normal, graph.weight(as_array(norm.weight)))
+    return graph.op("Mul", graph.op("Div", tokens, size), graph.weight(as_array(norm.weight)))
 
 
 def _scanned(graph: _Graph, normal: str, shape: str, stage: Stage, chunk: int) -> str:

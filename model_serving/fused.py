@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from model_serving.compiled import kernels, passes
 from model_serving.compiled.lanes import WIDTH
@@ -139,7 +138,6 @@ class _Block:
         self.fall_bias = _stored(as_array(fall.bias))
         self.width, self.inner = self.inwards.shape[1], self.direct.size
         self.way = stage.ways
-        self.bounded = isinstance(stage.norm_out, nn.RMSNorm)
 
     @property
     def reach(self) -> int:
@@ -168,8 +166,6 @@ class _Block:
             tokens, run.mixed, self.outwards, self.rise, self.rise_bias, self.fall, self.fall_bias,
             self.epsilon, run.branch, run.normal, run.hidden,
         )  # fmt: skip
-        if self.bounded:
-            kernels.normalise(tokens, tokens, self.epsilon)
 
 
 class _Head:

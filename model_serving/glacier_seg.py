@@ -8,7 +8,11 @@ first two stages at 11 channels and one class, 682,369 with convolutions everywh
 
 A token sees all tokens before it in scan order and none after. So the receptive field of a pixel is
 everything above it in its window and, through convolutions and upsampling, some 30 pixels below;
-with two or four directions it is the whole window.
+with two or four directions, or stages that take turns, it is the whole window.
+
+The defaults are the published form. Two things it lacks can be had: stages that scan in ways of
+their own, which costs nothing, and classes drawn at full resolution, see :class:`Detail`. The form
+that has both is ``glacier-seg`` in :mod:`model_serving.networks`.
 
 Needs torch and numpy only.
 """
@@ -59,8 +63,6 @@ class GlacierSegConfig:
     ``v`` along the columns, ``^`` backwards. All ways of a stage share their weights and are
     averaged, so that the parameters stay the same. A number, 1, 2 or 4, stands for the first so
     many of ``><v^`` in every stage."""
-    stage_norm: bool = False
-    """Whether each stage divides what it puts out by its root mean square, token by token."""
     detail: int = 0
     """Channels in which the outlines are redrawn at full resolution; 0 for none."""
     drop_path: float = 0.2
@@ -218,10 +220,6 @@ class Stage(nn.Module):
             nn.GELU(),
             nn.Linear(config.mlp_ratio * outside, outside),
         )
-        self.norm_out: nn.Module = nn.Identity()
-        if config.stage_norm:
-            # What follows is linear in each channel, so that weights of its own would be idle.
-            self.norm_out = nn.RMSNorm(outside, eps=1e-6, elementwise_affine=False)
         self.drop = drop
         self.ways = ways
 
@@ -233,9 +231,7 @@ class Stage(nn.Module):
         normal = self.norm_scan(tokens).reshape(batch, height, width, channels)
         tokens = tokens + self._dropped(self._scanned(normal, backend))
         tokens = tokens + self._dropped(self.mlp(self.norm_mlp(tokens)))
-        tokens = self.norm_out(tokens)
-        out: torch.Tensor = tokens.transpose(1, 2).reshape(batch, channels, height, width)
-        return out
+        return tokens.transpose(1, 2).reshape(batch, channels, height, width)
 
     def _scanned(self, image: torch.Tensor, backend: Backend) -> torch.Tensor:
         """Mix ``(batch, y, x, channel)`` along each way; the mean of all, as tokens."""

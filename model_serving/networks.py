@@ -22,7 +22,6 @@ __all__ = ["FORMS", "build_network"]
 FORMS: dict[str, dict[str, Any]] = {
     "glacier-seg": {
         "directions": (">", "<", "v", "^"),
-        "stage_norm": True,
         "head_width": 96,
         "detail": 16,
     },

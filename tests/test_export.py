@@ -77,7 +77,7 @@ def untrained(config: GlacierSegConfig, seed: int = 0) -> GlacierSeg:
     torch.manual_seed(seed)
     network = GlacierSeg(config)
     for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.RMSNorm) and layer.weight is not None:
+        if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.RMSNorm):
             torch.nn.init.uniform_(layer.weight, 0.5, 2)
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(layer.bias)
@@ -169,9 +169,7 @@ CONFIGS = {
     "there and back": GlacierSegConfig(channels=5, directions=2),
     "four ways": GlacierSegConfig(channels=5, directions=4),
     "improved": GlacierSegConfig(**FORMS["glacier-seg"]),
-    "each stage its ways": GlacierSegConfig(
-        channels=5, directions=("<", "v", "^", "v<"), detail=8, stage_norm=True
-    ),
+    "each stage its ways": GlacierSegConfig(channels=5, directions=("<", "v", "^", "v<"), detail=8),
 }
 
 

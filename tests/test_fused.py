@@ -31,7 +31,6 @@ CONFIGS = {
         channels=3, widths=(16, 16, 32), embeddings=("involution",) * 3, mlp_ratio=2
     ),
     "taking turns": GlacierSegConfig(directions=(">", "<", "v", "^")),
-    "normalised stages": GlacierSegConfig(stage_norm=True),
     "drawn at full resolution": GlacierSegConfig(channels=17, classes=5, detail=32),
     "improved": GlacierSegConfig(**FORMS["glacier-seg"]),
 }

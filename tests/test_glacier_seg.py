@@ -139,22 +139,12 @@ def test_ways_that_are_none_are_named(directions):
         GlacierSegConfig(directions=directions)
 
 
-def test_a_card_written_before_the_network_had_a_choice_is_the_published_form():
+def test_a_card_written_before_networks_drew_details_is_the_published_form():
     old = GlacierSegConfig().to_dict()
-    for name in ("stage_norm", "detail"):
-        del old[name]
+    del old["detail"]
     assert GlacierSegConfig.from_dict(json.loads(json.dumps(old))) == GlacierSegConfig()
-    new = GlacierSegConfig(directions=TURNS, stage_norm=True, detail=16, head_width=96)
+    new = GlacierSegConfig(directions=TURNS, detail=16, head_width=96)
     assert GlacierSegConfig.from_dict(json.loads(json.dumps(new.to_dict()))) == new
-
-
-def test_normalised_stages_put_out_tokens_of_one_size_however_large_their_input():
-    torch.manual_seed(8)
-    network = GlacierSeg(GlacierSegConfig(stage_norm=True)).eval()
-    assert count(network) == count(GlacierSeg())
-    for feature in network.features(1e4 * torch.randn(1, 11, 64, 64)):
-        size = feature.square().mean(dim=1).sqrt()
-        assert torch.allclose(size, torch.ones_like(size), atol=1e-3)
 
 
 @pytest.mark.parametrize(("detail", "least", "most"), [(0, 0.0, 0.8), (16, 0.95, 1.0)])

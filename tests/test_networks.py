@@ -46,7 +46,7 @@ def test_equal_random_states_give_equal_weights():
 def test_options_go_before_those_of_the_form():
     network = build_network("glacier-seg", channels=11, classes=4, detail=32, drop_path=0.0)
     assert (network.config.detail, network.config.drop_path) == (32, 0.0)
-    assert network.config.stage_norm
+    assert network.config.directions == FORMS["glacier-seg"]["directions"]
 
 
 @pytest.mark.parametrize(
