@@ -34,7 +34,8 @@ _COLOURS = (
 _TRAINED, _LEFT_OUT = "#7d8894", "#d9dde1"
 _VALIDATES = "#1d2733"
 _OTHER, _EDGE = "#eef0f2", "#9aa4ae"
-_VIEW_PX = 1600
+_VIEW_PX, _SIMPLER_PX = 1600, 0.4
+# ^ outlines are simplified to less than a pixel of the map
 _SHARD_PX = 64
 _PRINT_DPI = 300
 _LEAST_PT, _DIVIDES_PT = 1.8, 14.0
@@ -171,7 +172,8 @@ def draw_folds(
 
     view = _view_of(frame)
     shapes = frame.assign(fold=[folds.fold_of[name] for name in frame["ref_id"]])
-    shapes = shapes.set_geometry(frame.geometry.to_crs(view.grid.proj4))
+    outlines = frame.geometry.to_crs(view.grid.proj4).simplify(_SIMPLER_PX * view.pixel_m)
+    shapes = shapes.set_geometry(outlines)
     figure, axes, panels = _layout(view, folds.folds, title=(title, _subtitle(folds, measures)))
     maps.draw_frame(axes, view, furniture=False)
     _draw_blocks(axes, shapes)
@@ -298,23 +300,22 @@ def _draw_training(axes: Axes, shapes: gpd.GeoDataFrame, folds: GlacierFolds, *,
     validating = shapes["ref_id"].isin(folds.validating(fold)).to_numpy()
     reach = folds.barrier_m + folds.buffer_m
     outlines = shapes.geometry.to_numpy()
-    for away, line in ((held, "-"), (validating, (0, (3, 2)))):
-        if away.any():
-            zone = shapely.union_all(shapely.buffer(outlines[away], reach))
-            axes.add_patch(
-                _patch(
-                    zone,
-                    facecolor=_OTHER,
-                    edgecolor=_EDGE,
-                    linewidth=0.4,
-                    linestyle=line,
-                    zorder=1,
-                )
-            )
-    zone = shapely.union_all(shapely.buffer(outlines[held | validating], reach))
-    trained = shapely.difference(outlines[~held & ~validating], zone)
+    zones = [
+        shapely.union_all(shapely.buffer(outlines[away], reach, quad_segs=6))
+        for away in (held, validating)
+    ]
+    look = {"facecolor": _OTHER, "edgecolor": _EDGE, "linewidth": 0.4, "zorder": 1}
+    for zone, line in zip(zones, ("-", (0, (3, 2))), strict=True):
+        if not zone.is_empty:
+            axes.add_patch(_patch(zone, linestyle=line, **look))
+    rest = outlines[~held & ~validating]
+    trained = rest.copy()
+    for zone in zones:
+        shapely.prepare(zone)
+        near = shapely.intersects(zone, trained)
+        trained[near] = shapely.difference(trained[near], zone)
     kinds = (
-        (outlines[~held & ~validating], _LEFT_OUT),
+        (rest, _LEFT_OUT),
         (trained[~shapely.is_empty(trained)], _TRAINED),
         (outlines[validating], _VALIDATES),
         (outlines[held], _COLOURS[fold]),

@@ -30,6 +30,7 @@ from model_serving.fold_pixels import (
 from model_serving.glacier_folds import (
     FOLDS,
     GlacierFolds,
+    _blocks,
     barrier_for,
     divide_glaciers,
     equal_area,
@@ -61,6 +62,15 @@ def test_no_fold_is_farther_from_its_share_than_the_largest_complex(places, coun
     assert sum(folds.shares) == pytest.approx(1)
     off = max(abs(share - 1 / count) for share in folds.shares)
     assert off <= folds.largest_complex_share + 1e-9
+
+
+@pytest.mark.parametrize("count", range(2, 14))
+def test_errors_of_the_cuts_do_not_add_up(count):
+    """Equal complexes in a row, as many as do not divide well: cut by cut, errors would grow."""
+    for n in range(count, 60):
+        row = np.column_stack([np.arange(n), np.zeros(n)])
+        held = np.bincount(_blocks(row, np.ones(n), folds=count), minlength=count)
+        assert np.abs(held - n / count).max() < 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -153,7 +163,7 @@ def test_a_window_over_a_held_out_glacier_shares_no_pixel_with_a_training_window
 
 
 def test_roles_split_a_region_and_validation_is_no_neighbour_of_held_out_ground():
-    frame, folds = divided(LATTICE, folds=5, window_m=300.0)
+    frame, folds = divided(LATTICE, folds=5, window_m=500.0)
     grid = grid_of(frame)
     owners = owners_of(frame, grid)
     for fold in range(5):
