@@ -288,10 +288,11 @@ def _draw_glaciers(
         seen = divides and edge > _DIVIDES_PT * point_m
         line = {"edgecolor": "white", "linewidth": 0.25} if seen else {"edgecolor": "none"}
         axes.add_patch(_patch(geometry, facecolor=colour, zorder=order, **line))
-    small = edge_m < _LEAST_PT * point_m
+    least = _LEAST_PT if divides else _LEAST_PT / 2
+    small = edge_m < least * point_m
     x, y = shapely.get_coordinates(shapely.point_on_surface(geometries[small])).T
     tints = [c for c, s in zip(colours, small, strict=True) if s]
-    axes.scatter(x, y, c=tints, s=_LEAST_PT**2, linewidths=0, zorder=order)
+    axes.scatter(x, y, c=tints, s=least**2, linewidths=0, zorder=order)
 
 
 def _draw_training(axes: Axes, shapes: gpd.GeoDataFrame, folds: GlacierFolds, *, fold: int) -> None:
