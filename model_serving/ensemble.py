@@ -46,6 +46,7 @@ _CARD_FORMAT = 1
 _ORIENTATIONS = (0, 1, 2)
 _LARGEST_OFFSET = 20.0
 # ^ of log-odds: with more, a class is certain everywhere
+_COLDEST = 0.05
 Progress = Callable[[str, int, int], None]
 
 
@@ -73,6 +74,8 @@ class Member:
     only: members that look differently make different mistakes, and their mean fewer."""
     ice_offset: float = 0.0
     """Added to the logits of the ice classes; chosen on regions of other folds."""
+    temperature: float = 1.0
+    """What its logits are divided by, so that its probabilities are shares; as the offset."""
 
     @property
     def is_onnx(self) -> bool:
@@ -106,6 +109,7 @@ class Member:
             logits={"logits": True, "probabilities": False}[entry.get("output", "logits")],
             orientation=int(entry.get("orientation", 0)),
             ice_offset=float(entry.get("ice_offset", 0.0)),
+            temperature=float(entry.get("temperature", 1.0)),
         )
         member._check()
         return member
@@ -138,6 +142,10 @@ class Member:
             raise ValueError(f"{self.name}: orientation {self.orientation} is none of 0, 1, 2")
         if not abs(self.ice_offset) <= _LARGEST_OFFSET:
             raise ValueError(f"{self.name}: ice_offset {self.ice_offset} is beyond 20")
+        if not _COLDEST <= self.temperature <= 1 / _COLDEST:
+            raise ValueError(f"{self.name}: temperature {self.temperature} is not in 0.05 to 20")
+        if self.temperature != 1.0 and not self.logits:
+            raise ValueError(f"{self.name}: a temperature needs a network that gives logits")
         if not all(isinstance(fold, int) for fold in self.folds):
             raise ValueError(f"{self.name}: fold {self.folds} is no whole number, nor several")
 

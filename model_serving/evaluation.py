@@ -18,6 +18,7 @@ from catalog.cube import CLASSES, ICE_CLASSES
 from model_serving.ensemble import load_ensemble
 from model_serving.folds import OUTSIDE
 from model_serving.inference import map_features, with_ice_offset
+from model_serving.member_calibration import MapSample, calibration_errors, choose_temperatures
 from model_serving.metrics import Overlaps, confusion_matrix, iou, ratio_masks
 from model_serving.regions import PreparedRegion
 from model_serving.runtimes import choose_runtime
@@ -31,6 +32,8 @@ _NOMINAL = 0.6827
 # ^ coverage of one standard deviation of a normal distribution
 _LEAST_KM2 = 0.01
 # ^ smaller glaciers are left out: the smallest polygon of RGI 7.0
+_SAMPLE_STEP = 7
+# ^ every seventh row and column of a map are enough to fit one number and to count calibration
 
 
 def evaluate_out_of_fold(
@@ -47,13 +50,33 @@ def evaluate_out_of_fold(
     dict
         ``ice_offsets``: fold -> offset on the ice logits with the best mean IoU in the regions of
         all *other* folds, so that no region's own truth takes part in choosing how it is mapped;
-        ``metrics``: IoU of ice, per class and per map, with those offsets, beside the band ratio
-        tuned on the truth.
+        ``temperatures``: fold -> temperature with the least log-loss there; ``metrics``: IoU of
+        ice, per class and per map, with those offsets, beside the band ratio tuned on the truth;
+        ``calibration``: expected calibration error of the members' mean, before and after the
+        temperatures.
     """
     tried = _score(folder, regions, _OFFSETS, workers=workers, report=report)
     offsets = _choose_offsets(tried)
     results = [scores[_OFFSETS.index(offsets[scores[0]["fold"]])] for scores in tried]
-    return {"ice_offsets": offsets, "metrics": _summary(results)}
+    samples = [
+        MapSample(
+            s["fold"],
+            np.stack([with_ice_offset(p, offsets[s["fold"]]) for p in s["sampled"]]),
+            s["sampled_labels"],
+        )
+        for s in results
+    ]
+    temperatures = choose_temperatures(samples)
+    return {
+        "ice_offsets": offsets,
+        "temperatures": temperatures,
+        "metrics": _summary(results),
+        "calibration": {
+            "before": calibration_errors(samples, dict.fromkeys(temperatures, 1.0)),
+            "after": calibration_errors(samples, temperatures),
+            "source": "out of fold; each fold's temperature is fitted on all other folds",
+        },
+    }
 
 
 def evaluate_calibration(
@@ -68,12 +91,17 @@ def evaluate_calibration(
     Returns
     -------
     dict
-        ``calibration_metrics``: IoU of ice, per class and per map; ``area_calibration``: see
-        :func:`area_calibration`.
+        ``calibration_metrics``: IoU of ice, per class and per map, and the expected calibration
+        error; ``area_calibration``: see :func:`area_calibration`.
     """
     scores = _score(folder, regions, (None,), workers=workers, report=report)
     results = [score for (score,) in scores]
-    return {"calibration_metrics": _summary(results), "area_calibration": area_calibration(results)}
+    samples = [MapSample(s["fold"], s["sampled"], s["sampled_labels"]) for s in results]
+    error = calibration_errors(samples, {OUTSIDE: 1.0})
+    return {
+        "calibration_metrics": _summary(results) | {"calibration_error": error},
+        "area_calibration": area_calibration(results),
+    }
 
 
 def _score(
@@ -122,7 +150,7 @@ def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _score_season(
     folder: Path, region: PreparedRegion, season: int, offsets: tuple[float | None, ...]
 ) -> list[dict[str, Any]]:
-    """Scores of one map, one for each of the offsets tried; None keeps each member's own."""
+    """Scores of one map, one for each of the offsets tried; None maps as members are served."""
     torch.set_num_threads(1)
     ensemble = load_ensemble(folder)
     plan = ensemble.window_plan
@@ -131,11 +159,15 @@ def _score_season(
     label = region.labels()[season]
     known = np.isfinite(raw[0]) & (label < len(CLASSES))
     voters = [m for m in ensemble.members if fold in (OUTSIDE, *m.folds)]
-    members = [replace(m, ice_offset=0.0) for m in voters]
+    trying = offsets != (None,)
+    members = [replace(m, ice_offset=0.0, temperature=1.0) if trying else m for m in voters]
     runtime = choose_runtime(config=ensemble.config)
     maps = [
         map_features(ensemble.predictor(m, runtime), raw, m, plan=plan)[:, known] for m in members
     ]
+    some = np.zeros_like(known)
+    some[::_SAMPLE_STEP, ::_SAMPLE_STEP] = True
+    some = some[known]
     label, owners = label[known], region.owners()[known]
     truth = np.isin(label, ICE_CLASSES)
     ratio = Overlaps()
@@ -145,6 +177,8 @@ def _score_season(
         "season": region.seasons[season],
         "fold": fold,
         "ratio": round(max(ratio.ious), 4),
+        "sampled": np.stack([p[:, some] for p in maps]),
+        "sampled_labels": label[some],
     }
 
     def areas(mask: Array) -> Array:
@@ -153,8 +187,7 @@ def _score_season(
 
     scores = []
     for offset in offsets:
-        own = [m.ice_offset if offset is None else offset for m in voters]
-        shifted = [with_ice_offset(p, o) for p, o in zip(maps, own, strict=True)]
+        shifted = [p if offset is None else with_ice_offset(p, offset) for p in maps]
         scores.append(same | _scored(shifted, label, areas))
     return scores
 

@@ -84,8 +84,14 @@ class GlacierSegConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GlacierSegConfig:
-        """Rebuild a configuration from :meth:`to_dict` or its JSON."""
-        values = dict(values)
+        """Rebuild a configuration from :meth:`to_dict` or its JSON.
+
+        Raises
+        ------
+        KeyError
+            Where it does not say how wide the stages are: an empty description is no network.
+        """
+        values = values | {"widths": values["widths"]}
         for name in ("widths", "embeddings", "directions"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])

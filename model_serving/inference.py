@@ -92,7 +92,8 @@ def map_features(predict: Predictor, raw: Array, member: Member, *, plan: Window
     raw : ``(channel, y, x)`` float32
         See :func:`model_serving.features.raw_features`.
     member
-        Whose network it is: its inputs, normalisation, orientation and offset are applied.
+        Whose network it is: its inputs, normalisation, orientation, temperature and offset are
+        applied.
     plan
         Windows.
 
@@ -113,11 +114,14 @@ def map_features(predict: Predictor, raw: Array, member: Member, *, plan: Window
             weight_sum[window] += weights
             continue
         output = predict(member.normalisation.apply(raw[(slice(None), *window)]))
+        if member.temperature != 1.0:
+            output = output / np.float32(member.temperature)
         probability = engine_probabilities(output, member.classes, logits=member.logits)
         total[(slice(None), *window)] += probability * weights
         weight_sum[window] += weights
     blended = _turned(total / weight_sum, member.orientation)
-    return with_ice_offset(blended, member.ice_offset)
+    return with_ice_offset(blended, member.ice_offset / member.temperature)
+    # ^ the offset is one of logits before they are divided
 
 
 class ShardMapper:
