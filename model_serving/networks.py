@@ -80,7 +80,7 @@ def _config(name: str, *, channels: int, classes: int, options: dict[str, Any]) 
         )
     try:
         return GlacierSegConfig.from_dict(
-            {"channels": channels, "classes": classes} | FORMS[name] | options
+            GlacierSegConfig(channels=channels, classes=classes).to_dict() | FORMS[name] | options
         )
     except (TypeError, ValueError) as error:
         raise UsageError(
