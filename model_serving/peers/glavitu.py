@@ -1,4 +1,4 @@
-"""GlaViTU (Maslov et al. 2023, IGARSS; Maslov et al. 2025): a transformer, then a U-Net, of glaciers.
+"""GlaViTU (Maslov et al. 2023, IGARSS; 2025): a transformer, then a U-Net, of glaciers.
 
 Built from what the papers say, not from their code. Each source of data (optical, radar, terrain)
 is looked at by convolutions of its own and weighed channel by channel (squeeze and excitation, Hu
@@ -76,7 +76,7 @@ class _Context(nn.Module):
         tokens = image.flatten(2).transpose(1, 2)
         for block in self.blocks:
             tokens = block(tokens)
-        drawn = self.norm(tokens).transpose(1, 2).reshape(image.shape)
+        drawn: torch.Tensor = self.norm(tokens).transpose(1, 2).reshape(image.shape)
         for draw in self.draw:
             drawn = functional.interpolate(
                 draw(drawn), scale_factor=2.0, mode="bilinear", align_corners=False
@@ -182,7 +182,7 @@ class GlaViTU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``(batch, class, y, x)``."""
-        parts = zip(self.sources, x.split(self.split, dim=1), strict=True)
+        parts = zip(self.sources, torch.split(x, self.split, dim=1), strict=True)
         fused = self.fuse(torch.cat([source(part) for source, part in parts], dim=1))
         out: torch.Tensor = self.draw(torch.cat([fused, self.context(fused)], dim=1))
         return out

@@ -38,8 +38,8 @@ def _import_torchvision() -> None:
         # What a failed import leaves behind would be taken for the whole package.
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
+        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for operator in _FOREIGN:
-            library.define(operator)
+            library.define(operator)  # type: ignore[no-untyped-call]
         _declared.append(library)
         importlib.import_module("torchvision")
