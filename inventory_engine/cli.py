@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -230,19 +231,100 @@ def simulate(
 @app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the ensemble.")],
-    work: Annotated[Path, typer.Option(help="Folder for regions and finished members.")] = (
-        Path("work-train")
-    ),
+    *,
+    work: Annotated[
+        Path,
+        typer.Option(help="Folder for regions, finished members, metrics and the report."),
+    ] = Path("work-train"),
     workers: Annotated[int, typer.Option(min=1, help="Members trained at the same time.")] = 2,
+    executor: Annotated[str, typer.Option(help="`processes` or `ray`.")] = "processes",
+    network: Annotated[str | None, typer.Option(help="Form of the network.")] = None,
+    loss: Annotated[str | None, typer.Option(help="What training minimises.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps a member.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Members a fold.")] = None,
+    device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
 ) -> None:
     """Train an ensemble on made-up regions by regional cross-validation."""
     from inventory_engine.display import RichShow
-    from model_serving.training import train_ensemble
+    from model_serving.training import REPORT, Recipe, train_ensemble
 
+    given: dict[str, Any] = {
+        "network": network,
+        "loss": loss,
+        "steps": steps,
+        "seeds": seeds,
+        "device": device,
+    }
+    recipe = replace(Recipe(), **{k: v for k, v in given.items() if v is not None})
     console = _console()
     with RichShow(console) as show:
-        card = train_ensemble(out, work=work, workers=workers, progress=show.counter())
+        card = train_ensemble(
+            out,
+            work=work,
+            recipe=recipe,
+            workers=workers,
+            executor=executor,
+            progress=show.counter(),
+        )
     console.print(f"{len(card['members'])} members in {out}", highlight=False)
+    console.print(f"report: {work / REPORT}", highlight=False)
+
+
+@app.command(name="fine-tune")
+def fine_tune(
+    out: Annotated[Path, typer.Argument(help="Folder for the new ensemble.")],
+    *,
+    region: Annotated[
+        Path, typer.Option(help="Settings file of a region whose cubes are made.")
+    ] = _REGION_FILE,
+    ensemble: Annotated[str, typer.Option(help="`default` or the folder of an ensemble.")] = (
+        "default"
+    ),
+    season: Annotated[
+        str, typer.Option(help="Label of the season whose date is the outlines'; the first.")
+    ] = "",
+    debris: Annotated[Path | None, typer.Option(help="Outlines of debris cover.")] = None,
+    lakes: Annotated[Path | None, typer.Option(help="Outlines of water.")] = None,
+    cut_complexes: Annotated[
+        bool, typer.Option("--cut-complexes", help="Hold out parts of a complex of glaciers.")
+    ] = False,
+    condition: Annotated[
+        str, typer.Option(help="What the region changes: `affine`, `all` or `statistics`.")
+    ] = "affine",
+    steps: Annotated[int, typer.Option(min=1, help="Steps a member.")] = 60,
+    work: Annotated[Path, typer.Option(help="Folder for what is kept to resume.")] = (
+        Path("work-tune")
+    ),
+    workers: Annotated[int, typer.Option(min=1, help="Members tuned at the same time.")] = 2,
+    executor: Annotated[str, typer.Option(help="`processes` or `ray`.")] = "processes",
+) -> None:
+    """Go on training an ensemble on your own region, with its reference outlines as labels."""
+    from inventory_engine.display import RichShow
+    from inventory_engine.own_region import labelled_region
+    from model_serving.ensemble import load_ensemble
+    from model_serving.fine_tuning import Tuning, fine_tune
+
+    console = _console()
+    own = labelled_region(
+        load_settings(region), work / "region", season=season, debris=debris, lakes=lakes
+    )
+    with RichShow(console) as show:
+        card = fine_tune(
+            load_ensemble(ensemble),
+            own,
+            out,
+            work=work,
+            tuning=Tuning(condition=condition, steps=steps, cut_complexes=cut_complexes),
+            workers=workers,
+            executor=executor,
+            progress=show.counter(),
+        )
+    before, after = (card["fine_tuning"][k]["ice_iou"] for k in ("before", "after"))
+    console.print(f"{len(card['members'])} members in {out}", highlight=False)
+    console.print(
+        f"IoU on glaciers they have not seen: {before:.3f} before, {after:.3f} after",
+        highlight=False,
+    )
 
 
 @app.command()

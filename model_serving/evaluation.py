@@ -51,9 +51,9 @@ def evaluate_out_of_fold(
         ``ice_offsets``: fold -> offset on the ice logits with the best mean IoU in the regions of
         all *other* folds, so that no region's own truth takes part in choosing how it is mapped;
         ``temperatures``: fold -> temperature with the least log-loss there; ``metrics``: IoU of
-        ice, per class and per map, with those offsets, beside the band ratio tuned on the truth;
-        ``calibration``: expected calibration error of the members' mean, before and after the
-        temperatures.
+        ice, per class and per map, with those offsets, beside the band ratio tuned on the truth,
+        and the expected calibration error of the members' mean, with the temperatures and
+        (``_at_1``) without.
     """
     tried = _score(folder, regions, _OFFSETS, workers=workers, report=report)
     offsets = _choose_offsets(tried)
@@ -67,15 +67,13 @@ def evaluate_out_of_fold(
         for s in results
     ]
     temperatures = choose_temperatures(samples)
+    untempered = calibration_errors(samples, dict.fromkeys(temperatures, 1.0))
     return {
         "ice_offsets": offsets,
         "temperatures": temperatures,
-        "metrics": _summary(results),
-        "calibration": {
-            "before": calibration_errors(samples, dict.fromkeys(temperatures, 1.0)),
-            "after": calibration_errors(samples, temperatures),
-            "source": "out of fold; each fold's temperature is fitted on all other folds",
-        },
+        "metrics": _summary(results)
+        | calibration_errors(samples, temperatures)
+        | {f"{name}_at_1": v for name, v in untempered.items()},
     }
 
 
@@ -97,9 +95,9 @@ def evaluate_calibration(
     scores = _score(folder, regions, (None,), workers=workers, report=report)
     results = [score for (score,) in scores]
     samples = [MapSample(s["fold"], s["sampled"], s["sampled_labels"]) for s in results]
-    error = calibration_errors(samples, {OUTSIDE: 1.0})
+    errors = calibration_errors(samples, {OUTSIDE: 1.0})
     return {
-        "calibration_metrics": _summary(results) | {"calibration_error": error},
+        "calibration_metrics": _summary(results) | errors,
         "area_calibration": area_calibration(results),
     }
 

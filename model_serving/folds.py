@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
+import shapely.geometry
 from pyproj import Geod, Transformer
 from rasterio.features import rasterize
 
@@ -35,10 +36,20 @@ class TrainingRegion:
     """Everything of the region that any window could contain, degrees."""
     glaciers: int
     ice_km2: float
+    area: dict[str, Any] | None = None
+    """GeoJSON geometry in degrees, where the fold holds out a part of a region and not all within
+    ``bbox``."""
+
+    @property
+    def polygons(self) -> tuple[shapely.Polygon, ...]:
+        """Where the fold holds out, in degrees."""
+        if self.area is None:
+            return (shapely.box(*self.bbox),)
+        return tuple(shapely.get_parts(shapely.geometry.shape(self.area)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "area" or v is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingRegion:
@@ -77,11 +88,11 @@ def fold_map(shard: Shard, regions: Sequence[TrainingRegion]) -> npt.NDArray[np.
     here = [shapely.box(*box) for box in shard.lonlat_boxes]
     shapes = []
     for region in sorted(regions, key=lambda r: r.name):
-        box = shapely.box(*region.bbox)
-        if any(box.intersects(part) for part in here):
-            ring = np.asarray(shapely.segmentize(box, 0.02).exterior.coords)
-            x, y = to_grid.transform(ring[:, 0], ring[:, 1])
-            shapes.append((shapely.Polygon(np.column_stack([x, y])), region.fold))
+        if any(shapely.box(*region.bbox).intersects(part) for part in here):
+            for polygon in region.polygons:
+                fine = shapely.segmentize(polygon, 0.02)
+                laid = shapely.transform(fine, to_grid.transform, interleaved=False)
+                shapes.append((laid, region.fold))
     if not shapes:
         return np.full((height, width), OUTSIDE, np.int16)
     transform = shard.geobox().transform

@@ -25,7 +25,10 @@ __all__ = ["MapSample", "calibration_errors", "choose_temperatures"]
 Array = npt.NDArray[Any]
 
 _LEAST = 1e-6
-_TARGETS: dict[str, Literal["top", "ice"]] = {"top_class": "top", "ice": "ice"}
+_TARGETS: dict[str, Literal["top", "ice"]] = {
+    "calibration_error": "top",
+    "ice_calibration_error": "ice",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ def calibration_errors(
     Returns
     -------
     dict
-        ``top_class``: of the most probable class; ``ice``: of ice against not.
+        ``calibration_error``: of the most probable class; ``ice_calibration_error``: of ice
+        against not.
     """
     maps = [(s.mean(temperatures[s.fold]), s.labels) for s in samples]
     return {

@@ -34,7 +34,7 @@ def test_members_that_are_too_sure_are_cooled_by_what_they_overstate():
     assert all(t == pytest.approx(2.5, rel=0.05) for t in temperatures.values())
     before = calibration_errors(samples, dict.fromkeys(range(5), 1.0))
     after = calibration_errors(samples, temperatures)
-    for target in ("top_class", "ice"):
+    for target in ("calibration_error", "ice_calibration_error"):
         assert before[target] > 0.1
         assert after[target] < 0.01
 

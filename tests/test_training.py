@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from catalog.errors import UsageError
+from catalog.errors import DataError, UsageError
 from catalog.grid import region_grid
 from catalog.simulation import RegionSpec, SeasonSpec
 from model_serving.ensemble import CARD, load_ensemble
+from model_serving.member_training import METRICS
+from model_serving.model_card import MODEL_CARD
 from model_serving.regions import UNKNOWN, PreparedRegion
 from model_serving.training import Recipe, WindowSampler, train_ensemble
 
 SIDE = 128
 RECIPE = Recipe(batch=64, window_px=32)
+TOLD = r"made 20(17|20) row \d+ column \d+ \d+ x \d+ px"
 
 
 @pytest.fixture
@@ -50,22 +55,12 @@ def test_windows_of_equal_seeds_are_equal(region: PreparedRegion):
     assert (x1 != x3).any()
 
 
-def test_windows_are_laid_around_rare_classes_and_ground_that_ice_has_left(
-    region: PreparedRegion,
-):
+def test_a_batch_tells_what_it_was_cut_from(region: PreparedRegion):
     drawn = sampler(region)
-    centres = [drawn._centre() for _ in range(1200)]
-    share = {
-        kind: np.mean([first <= row < first + 4 for _, _, row, _ in centres])
-        for kind, first in (("debris", 30), ("water", 60), ("exposed", 90))
-    }
-    # Chance alone would put 4 rows of 128 into 3 % of the windows.
-    assert share["debris"] == pytest.approx(2 / 6 + 0.02, abs=0.05)
-    assert share["water"] == pytest.approx(1 / 6 + 0.02, abs=0.04)
-    assert share["exposed"] == pytest.approx(1 / 12 + 0.02, abs=0.03)
-    # In the first season ice has left nothing: a difference is but the outline on the raster.
-    chance = [season for _, season, row, _ in centres if 90 <= row < 94]
-    assert np.mean(chance) > 0.75
+    assert drawn.drawn == ()
+    drawn.batch()
+    assert len(drawn.drawn) == RECIPE.batch
+    assert all(re.fullmatch(TOLD, told) for told in drawn.drawn)
 
 
 def test_what_was_not_seen_is_unknown_and_no_input_is_missing(region: PreparedRegion):
@@ -98,9 +93,16 @@ def checksums(folder: Path) -> dict[str, str]:
 def test_the_same_command_makes_the_same_ensemble_and_keeps_what_is_finished(tmp_path: Path):
     recipe = Recipe(folds=2, seeds=3, steps=2, batch=1, window_px=64, serve_window_px=128)
     wanted = {"specs": [small(0), small(1)], "calibration": [small(2)], "recipe": recipe}
-    for name in ("one", "two"):
-        train_ensemble(tmp_path / name, work=tmp_path / f"w-{name}", **wanted)
+    for name, executor in (("one", "processes"), ("two", "ray")):
+        work = tmp_path / f"w-{name}"
+        train_ensemble(tmp_path / name, work=work, executor=executor, **wanted)
+        lines = [json.loads(line) for line in (work / METRICS).read_text().splitlines()]
+        assert [(x["fold"], x["seed"], x["step"]) for x in lines] == [
+            (fold, seed, step) for fold in (0, 1) for seed in (0, 1, 2) for step in (1, 2)
+        ]
     assert checksums(tmp_path / "one") == checksums(tmp_path / "two")
+    assert (tmp_path / "one" / MODEL_CARD).exists()
+    assert not list((tmp_path / "w-one").rglob("*checkpoint*"))
     finished = tmp_path / "w-one" / "members"
     before = {p.name: p.stat().st_mtime_ns for p in finished.glob("member*")}
     train_ensemble(tmp_path / "again", work=tmp_path / "w-one", **wanted)
@@ -140,3 +142,69 @@ def test_labels_lie_on_their_inputs_at_every_zoom(region: PreparedRegion):
             shifts.append((ice - inside) / 32)
     assert len(shifts) > 10
     assert abs(np.mean(shifts)) < 0.1
+
+
+def shrunk(region: PreparedRegion, folder: Path, *, name: str, ice_km2: float) -> PreparedRegion:
+    """The same region under another name."""
+    folder.mkdir()
+    for file in region.folder.glob("*.npy"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return replace(region, name=name, folder=folder, ice_km2=ice_km2, fingerprint=name)
+
+
+@pytest.mark.slow
+def test_regions_that_are_prepared_already_are_trained_on_with_some_aside_to_stop_by(
+    region: PreparedRegion, tmp_path: Path
+):
+    own = [shrunk(region, tmp_path / n, name=n, ice_km2=1.0) for n in ("A", "B", "C", "D")]
+    recipe = Recipe(
+        folds=2,
+        seeds=3,
+        steps=4,
+        batch=1,
+        window_px=32,
+        serve_window_px=96,
+        validation_regions=1,
+        validate_every=2,
+        network_options={"widths": (8, 8), "embeddings": ("involution", "convolution")},
+    )
+    out = tmp_path / "out"
+    card = train_ensemble(out, work=tmp_path / "work", regions=own, recipe=recipe)
+    held = {r["name"]: r["fold"] for r in card["regions"]}
+    for member in card["members"]:
+        seen, aside = set(member["trained_on"]), set(member["validated_on"])
+        assert len(seen) == len(aside) == 1
+        assert not seen & aside
+        assert all(held[name] != member["fold"] for name in seen | aside)
+        assert member["validation"]["step"] in (2, 4)
+    assert {tuple(m["validated_on"]) for m in card["members"] if m["fold"] == 0} == {
+        (name,) for name, fold in held.items() if fold != 0
+    }
+    assert card["area_calibration"]["source"] == "not calibrated yet"
+    assert load_ensemble(out).config.widths == (8, 8)
+
+
+def test_what_cannot_be_trained_is_refused_before_any_work(region: PreparedRegion, tmp_path: Path):
+    own = [shrunk(region, tmp_path / n, name=n, ice_km2=1.0) for n in ("A", "B")]
+    for wanted, told in (
+        ({"regions": own, "specs": [small(0)]}, "not both"),
+        ({"regions": [own[0], own[0]]}, "two regions named A"),
+        ({"recipe": Recipe(folds=2, validate_every=5)}, "need each other"),
+        ({"recipe": Recipe(folds=2, network_options={"wide": 3})}, "has no option wide"),
+        ({"executor": "slurm"}, "no executor 'slurm'; known are processes, ray"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            train_ensemble(
+                tmp_path / "out",
+                work=tmp_path / "work",
+                **{"regions": own, "recipe": Recipe(folds=2)} | wanted,
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_region_in_which_nothing_can_be_told_apart_is_refused(region: PreparedRegion):
+    labels = np.zeros_like(region.labels())
+    labels[:, 40:50] = UNKNOWN
+    np.save(region.folder / "labels.npy", labels)
+    with pytest.raises(DataError, match="nothing can be told apart in made: all of it is backgr"):
+        sampler(region)
