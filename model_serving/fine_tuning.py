@@ -1,11 +1,12 @@
 """Go on training an ensemble on a user's own region, glacier by glacier held out.
 
-The region conditions the network by its normalisation layers: their statistics are measured again
-on the region (Li et al. 2016, "Revisiting batch normalization for practical domain adaptation"),
-and their scales and shifts, one pair a channel, are what is learnt (a conditional affine as in
-Perez et al. 2018, "FiLM", with the region as condition). Inputs, the other weights and the form of
-the network stay as they are: a region is some three thousand numbers, so that few glaciers are
-enough to learn them and a member is served like any other. Reflectance is physical, so inputs keep
+The region conditions the network by its normalisation layers: their scales and shifts, one pair a
+channel, are what is learnt (a conditional affine as in Perez et al. 2018, "FiLM", with the region
+as condition). Inputs, statistics, the other weights and the form of the network stay as they are:
+a region is 2,496 numbers in the published form, which few glaciers are enough to learn, and a
+member is served like any other. Statistics measured again without labels (Li et al. 2016,
+"Revisiting batch normalization for practical domain adaptation") and the training of all weights
+are the other choices. Reflectance is physical, so inputs keep
 the parent's normalisation: another mean would take from the network what snow looks like. An
 embedding of the region (Maslov et al. 2025) needs many regions with labels while the parent is
 trained; here there is one.
@@ -55,7 +56,16 @@ Mask = npt.NDArray[np.bool_]
 Progress = Callable[[str, int, int], None]
 
 CONDITIONS = ("statistics", "affine", "all")
-_CODE = ("fine_tuning", "territories", "member_training", "fitting", "losses", "features")
+_CODE = (
+    "fine_tuning",
+    "territories",
+    "member_training",
+    "fitting",
+    "losses",
+    "augmentation",
+    "features",
+    "datasets/sampling",
+)
 _HALO_PX = 64
 # ^ around a territory that is mapped for its scores
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
