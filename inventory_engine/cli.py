@@ -386,6 +386,55 @@ def audit(
         raise typer.Exit(WITH_FAILURES)
 
 
+@app.command("benchmark-models")
+def benchmark_models(
+    out: Annotated[Path, typer.Option(help="Folder for the tables and finished runs.")],
+    work: Annotated[
+        Path, typer.Option(help="Folder of a training, with the prepared regions.")
+    ] = Path("work-train"),
+    models: Annotated[
+        str, typer.Option(help="Names with commas between, `all`, or nothing.")
+    ] = "all",
+    ablations: Annotated[
+        str, typer.Option(help="Sets of variants, with commas between, or `all`.")
+    ] = "",
+    *,
+    run_folds: Annotated[
+        int | None, typer.Option("--folds", min=1, help="Folds run, of five; all if left out.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each model in each fold.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Of each training.")] = 600,
+    seconds: Annotated[
+        float | None, typer.Option(min=1.0, help="Of each training, instead of steps.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
+) -> None:
+    """Compare models on the same held-out regions, pixels and steps."""
+    from inventory_engine.display import RichShow
+    from inventory_engine.model_comparison import (
+        comparison_regions,
+        comparison_table,
+        names_of,
+    )
+    from model_serving.benchmark_variants import ABLATIONS, MODELS, choose_variants
+    from model_serving.benchmarking import Plan
+    from model_serving.benchmarking import benchmark_models as compare
+    from model_serving.member_training import Recipe
+
+    variants = choose_variants(names_of(models, list(MODELS)), names_of(ablations, list(ABLATIONS)))
+    plan = Plan(Recipe(seeds=seeds, steps=steps), run_folds=run_folds, seconds=seconds)
+    console = _console()
+    with RichShow(console) as show:
+        regions = comparison_regions(
+            work, resolution_m=plan.recipe.resolution_m, progress=show.counter()
+        )
+        scores = compare(
+            variants, regions, plan=plan, out=out, workers=workers, progress=show.counter()
+        )
+    console.print(comparison_table(scores))
+    console.print(f"{out / 'table.md'}", highlight=False)
+
+
 @app.command()
 def export(
     out: Annotated[Path, typer.Argument(help="Folder for the ONNX files, one a member.")],

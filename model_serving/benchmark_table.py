@@ -13,7 +13,7 @@ import pandas as pd
 
 from catalog.cube import CLASSES, Workspace
 
-__all__ = ["COLUMNS", "as_markdown", "summarise", "write_tables"]
+__all__ = ["COLUMNS", "as_markdown", "summarise", "with_spread", "write_tables"]
 
 COLUMNS: dict[str, str] = {
     "iou ice": "glacier IoU",
@@ -68,7 +68,7 @@ def as_markdown(table: pd.DataFrame, *, note: str) -> str:
     main = [
         [
             row["title"],
-            *(_with_spread(row, score) for score in COLUMNS),
+            *(with_spread(row, score) for score in COLUMNS),
             *(_cost(row.get(name), scale) for name, (_, scale) in _COSTS.items()),
         ]
         for row in table.to_dict("records")
@@ -79,7 +79,7 @@ def as_markdown(table: pd.DataFrame, *, note: str) -> str:
         names = _group_columns(table, scope)
         if names:
             rows = [
-                [row["title"], *(_with_spread(row, name) for name in names)]
+                [row["title"], *(with_spread(row, name) for name in names)]
                 for row in table.to_dict("records")
             ]
             groups = [name.rsplit(" ", 1)[1] for name in names]
@@ -114,18 +114,19 @@ def write_tables(
     out.put("table.json", json.dumps(whole, indent=1, sort_keys=True).encode() + b"\n")
 
 
+def with_spread(row: Mapping[Any, Any], name: str) -> str:
+    """Write a score of a row, with its spread where there is one; a dash where it is unknown."""
+    value, spread = row.get(name), row.get(f"{name}{_SPREAD}")
+    if pd.isna(value):
+        return "–"
+    return f"{value:.3f}" if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}"
+
+
 def _group_columns(table: pd.DataFrame, scope: str) -> list[str]:
     """Columns of glacier IoU in groups of a scope, smallest first."""
     start = f"iou ice {scope} "
     names = [c for c in table.columns if c.startswith(start) and not c.endswith(_SPREAD)]
     return sorted(names, key=lambda name: float(name.rsplit(" ", 1)[1].split("-")[0]))
-
-
-def _with_spread(row: Mapping[Any, Any], name: str) -> str:
-    value, spread = row.get(name), row.get(f"{name}{_SPREAD}")
-    if pd.isna(value):
-        return "–"
-    return f"{value:.3f}" if pd.isna(spread) else f"{value:.3f} ± {spread:.3f}"
 
 
 def _cost(value: Any, scale: float) -> str:

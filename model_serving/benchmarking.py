@@ -65,7 +65,7 @@ _CODE = (
 )  # fmt: skip
 # ^ modules whose sources decide what a run finds
 _LATENCY_PX = 256
-_TRIAL_STEPS = 5
+_TRIAL_STEPS = 8
 _ROWS = 2**16
 # ^ pixels that a classifier is asked of at a time
 _KEPT = ("iou", "precision", "recall", "mean_iou")
@@ -117,7 +117,7 @@ def benchmark_models(
     out
         Folder of the tables (``table.csv``, ``table.md``, ``table.json``) and of finished runs.
     workers
-        Runs at the same time, one core each.
+        Runs at the same time, one core each; a single one runs in this process.
     progress
         Called with a label, the number done and the number in all.
 
@@ -150,12 +150,7 @@ def benchmark_models(
         for fold in range(plan.run_folds or plan.recipe.folds)
         for seed in range(plan.recipe.seeds)
     ]
-    runs = []
-    report("runs", 0, len(jobs))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done, future in enumerate(as_completed([pool.submit(_run, job) for job in jobs]), 1):
-            runs.append(future.result())
-            report("runs", done, len(jobs))
+    runs = _run_all(jobs, workers, lambda done: report("runs", done, len(jobs)))
     order = {variant.name: i for i, variant in enumerate(variants)}
     runs.sort(key=lambda r: (order[r["variant"]], r["fold"], r["seed"]))
     # Times are taken last, when nothing else of ours is running.
@@ -231,13 +226,31 @@ def _keep(folder: Path, name: str, found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _run_all(
+    jobs: Sequence[_Job], workers: int, report: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Do what is not done yet; return all runs, in any order."""
+    kept = [(job, _kept(job.folder, job.name, job.identity)) for job in jobs]
+    runs = [found for _, found in kept if found is not None]
+    waiting = [job for job, found in kept if found is None]
+    report(len(runs))
+    if workers == 1:
+        for job in waiting:
+            with one_thread():
+                runs.append(_run(job))
+            report(len(runs))
+    elif waiting:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for future in as_completed([pool.submit(_run, job) for job in waiting]):
+                runs.append(future.result())
+                report(len(runs))
+    return runs
+
+
 def _run(job: _Job) -> dict[str, Any]:
-    """Train a variant without a fold and score its maps of it, unless that was done before."""
-    identity = job.identity
-    kept = _kept(job.folder, job.name, identity)
-    if kept is not None:
-        return kept
+    """Train a variant without a fold and score its maps of it."""
     torch.set_num_threads(1)
+    identity = job.identity
     checkpoints = Checkpoints(job.folder, name=job.name, identity=identity)
     told: dict[str, Any] = {}
     if job.variant.is_network:

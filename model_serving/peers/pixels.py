@@ -61,6 +61,7 @@ class _Learner:
     def __init__(self, make: Callable[[int], Any]) -> None:
         self._make = make
         self._model: Any = None
+        self._empty: Any = None
 
     def fit(self, features: Array, labels: Array, rng: np.random.Generator) -> None:
         """See :class:`PixelClassifier`.
@@ -75,20 +76,22 @@ class _Learner:
                 f"nothing can be told apart among {len(labels)} pixels of one class or none",
                 kind="one-class",
             )
+        self._empty = np.isnan(features).all(axis=0)
         self._model = self._make(int(rng.integers(2**31)))
-        self._model.fit(_thinned(features), labels)
+        self._model.fit(self._filled(features), labels)
 
     def predict(self, features: Array) -> Array:
         """See :class:`PixelClassifier`."""
-        found = self._model.predict_proba(_thinned(features))
+        found = self._model.predict_proba(self._filled(features))
         out = np.zeros((len(features), len(CLASSES)), np.float32)
         out[:, self._model.classes_] = found
         return out
 
-
-def _thinned(features: Array) -> Array:
-    """In the precision of the forests, and contiguous."""
-    return np.ascontiguousarray(features, np.float32)
+    def _filled(self, features: Array) -> Array:
+        """Replace channels that had no value in training: not all learners can hold them."""
+        out = np.array(features, np.float32)
+        out[:, self._empty] = 0
+        return out
 
 
 def _forest(state: int) -> Any:
