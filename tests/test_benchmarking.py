@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from catalog.cube import CLASSES, Workspace
 from catalog.errors import UsageError
 from catalog.grid import region_grid
+from inventory_engine.cli import app
 from inventory_engine.model_comparison import comparison_regions, comparison_table, names_of
 from model_serving.benchmark_costs import multiply_accumulates, parameters
 from model_serving.benchmark_table import as_markdown, summarise, write_tables
@@ -312,3 +314,21 @@ def test_the_terminal_shows_what_tells_most(compared: tuple[Path, pd.DataFrame])
     assert names_of("all", ["a", "b"]) == ["a", "b"]
     assert names_of("a, c", ["a", "b"]) == ["a", "c"]
     assert names_of("", ["a"]) == []
+
+
+def test_the_command_compares_models_and_names_the_table(tmp_path: Path):
+    """Five folds need five regions; indices alone need no training."""
+    for seed in range(5):
+        made_region(tmp_path / "work" / "regions" / f"MADE{seed}", seed)
+    out = tmp_path / "out"
+    wanted = ["--work", str(tmp_path / "work"), "--models", "band-ratio,ndsi", "--folds", "2"]
+    shown = CliRunner().invoke(
+        app, ["benchmark-models", *wanted, "--seeds", "1", "--steps", "3", "--out", str(out)]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "NDSI" in shown.output
+    assert "table.md" in shown.output.replace("\n", "")
+    table = json.loads((out / "table.json").read_text())
+    assert [row["folds"] for row in table["table"]] == [2, 2]
+    refused = CliRunner().invoke(app, ["benchmark-models", "--models", "x", "--out", str(out)])
+    assert isinstance(refused.exception, UsageError)
