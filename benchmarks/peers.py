@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import io
 import os
-import sys
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,10 @@ import numpy.typing as npt
 import torch
 from measure import table
 from torch import nn
-from torch.nn import functional
+
+from model_serving import peers as networks
+from model_serving.extras import absent
+from model_serving.peers import build_peer
 
 __all__ = ["CACHE", "CHANNELS", "CLASSES", "PEERS", "OnnxModel", "OpenVinoModel", "Peer", "export"]
 
@@ -41,125 +42,35 @@ _TOLERANCE = 1e-3
 # ^ of the largest logit, between an exported model and its torch form
 
 
-class _SegFormer(nn.Module):
-    """SegFormer-B0 with its logits brought up to the resolution of the image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        _import_torchvision()
-        transformers = importlib.import_module("transformers")
-        config = transformers.SegformerConfig(num_channels=CHANNELS, num_labels=CLASSES)
-        self.inner = transformers.SegformerForSemanticSegmentation(config)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits ``(batch, class, y, x)``."""
-        logits = self.inner(pixel_values=x).logits
-        return functional.interpolate(logits, scale_factor=4.0, mode="bilinear")
-
-
-def _twice(inside: int, outside: int) -> nn.Sequential:
-    parts: list[nn.Module] = []
-    for width in (inside, outside):
-        parts += [
-            nn.Conv2d(width, outside, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outside),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*parts)
-
-
-class _UNet(nn.Module):
-    """The U-Net of Ronneberger et al. (2015) with padded convolutions and batch normalisation."""
-
-    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512, 1024)) -> None:
-        super().__init__()
-        self.down = nn.ModuleList(
-            _twice(i, o) for i, o in zip((CHANNELS, *widths[:-1]), widths, strict=True)
-        )
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1])
-        )
-        self.join = nn.ModuleList(_twice(2 * w, w) for w in reversed(widths[:-1]))
-        self.classify = nn.Conv2d(widths[0], CLASSES, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits ``(batch, class, y, x)``."""
-        kept: list[torch.Tensor] = []
-        for i, down in enumerate(self.down):
-            x = down(functional.max_pool2d(x, 2) if i else x)
-            kept.append(x)
-        kept.pop()
-        for up, join in zip(self.up, self.join, strict=True):
-            x = join(torch.cat([kept.pop(), up(x)], dim=1))
-        out: torch.Tensor = self.classify(x)
-        return out
-
-
-def _from_smp(name: str, encoder: str) -> nn.Module:
-    """Build a network of segmentation-models-pytorch."""
-    _import_torchvision()
-    smp = importlib.import_module("segmentation_models_pytorch")
-    build: Callable[..., nn.Module] = getattr(smp, name)
-    return build(encoder, encoder_weights=None, in_channels=CHANNELS, classes=CLASSES)
-
-
-def _import_torchvision() -> None:
-    """Import torchvision, also beside a torch that its wheel was not built for.
-
-    Many wheels are built for CUDA only. Beside another torch their operators are not registered,
-    and the import fails for want of two names that no network here uses; with it fails whatever
-    imports torchvision, transformers too.
-    """
-    if importlib.util.find_spec("torchvision") is None:
-        return
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept.append(library)
-        importlib.import_module("torchvision")
-
-
-_kept: list[Any] = []
-# ^ a library's definitions live as long as the library
-
-
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A network to compare with."""
+    """A network of :mod:`model_serving.peers` to compare with."""
 
     title: str
-    needs: tuple[str, ...]
-    """Packages it is built with."""
-    build: Callable[[], nn.Module]
+    name: str
+    """What it is called there."""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def missing(self) -> list[str]:
         """Packages that are not installed, with those of the export."""
-        needed = (*self.needs, "onnx", "onnxscript", "onnxruntime")
-        return [name for name in needed if importlib.util.find_spec(name) is None]
+        return absent(*networks.PEERS[self.name].needs, "onnx", "onnxscript", "onnxruntime")
 
     def network(self) -> nn.Module:
         """Build it in evaluation mode, always with the same weights."""
         torch.manual_seed(0)
-        return self.build().eval()
+        built = build_peer(self.name, channels=CHANNELS, classes=CLASSES, **self.options)
+        return built.eval()
 
 
-_SMP = ("segmentation_models_pytorch", "timm", "torchvision")
 PEERS: dict[str, Peer] = {
-    "segformer-b0": Peer("SegFormer-B0", ("transformers",), _SegFormer),
-    "unet-resnet34": Peer("U-Net ResNet-34", _SMP, lambda: _from_smp("Unet", "resnet34")),
-    "unet-efficientnet-b3": Peer(
-        "U-Net EfficientNet-B3", _SMP, lambda: _from_smp("Unet", "efficientnet-b3")
-    ),
-    "deeplabv3plus-resnet50": Peer(
-        "DeepLabV3+ ResNet-50", _SMP, lambda: _from_smp("DeepLabV3Plus", "resnet50")
-    ),
-    "unet-31m": Peer("U-Net 31 M", (), _UNet),
-}
+    name: Peer(networks.PEERS[name].title, name)
+    for name in (
+        "segformer-b0",
+        "unet-resnet34",
+        "unet-efficientnet-b3",
+        "deeplabv3plus-resnet50",
+    )
+} | {"unet-31m": Peer("U-Net 31 M", "unet", {"widths": (64, 128, 256, 512, 1024)})}
 
 
 def export(name: str, size: int, *, batch: int = 1, folder: Path = CACHE) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -137,9 +138,10 @@ def test_the_tables_are_written_for_people_and_programs(compared: tuple[Path, pd
 
 
 def test_a_finished_comparison_is_not_done_again_and_a_changed_one_is(
-    compared: tuple[Path, pd.DataFrame], regions: list[PreparedRegion]
+    compared: tuple[Path, pd.DataFrame], regions: list[PreparedRegion], tmp_path: Path
 ):
-    out, table = compared
+    table = compared[1]
+    out = Path(shutil.copytree(compared[0], tmp_path / "out"))
     before = stamps(out / "runs")
     again = benchmark_models(choose_variants(NAMES), regions[::-1], plan=PLAN, out=out)
     assert stamps(out / "runs") == before
@@ -163,6 +165,20 @@ def test_a_finished_comparison_is_not_done_again_and_a_changed_one_is(
     )
     benchmark_models(choose_variants(["unet"]), regions, plan=longer, out=out)
     assert json.loads((out / "runs" / "unet-f0-s0.json").read_text())["steps"] == 4
+
+
+def test_what_is_held_out_takes_no_part_in_training(
+    compared: tuple[Path, pd.DataFrame], regions: list[PreparedRegion], tmp_path: Path
+):
+    first = json.loads((compared[0] / "runs" / "unet-f0-s0.json").read_text())
+    (held_out,) = first["held_out"]
+    seen = [r for r in regions if r.name != held_out]
+    other = made_region(tmp_path / held_out, 77)
+    benchmark_models(choose_variants(["unet"]), [*seen, other], plan=PLAN, out=tmp_path / "out")
+    second = json.loads((tmp_path / "out" / "runs" / "unet-f0-s0.json").read_text())
+    assert second["held_out"] == first["held_out"]
+    assert second["loss"] == first["loss"]
+    assert second["scores"] != first["scores"]
 
 
 def test_tuning_on_the_truth_is_never_worse_than_tuning_on_training_pixels(
