@@ -21,7 +21,6 @@ from model_serving.datasets.sampling import (
 )
 from model_serving.features import GROUPS
 from model_serving.regions import PreparedRegion
-from model_serving.training import Recipe, WindowSampler
 
 SIDE = 96
 
@@ -50,25 +49,6 @@ def patch(label: int, group: str = "scene") -> Patch:
     features = np.full((11, 40, 40), np.nan, np.float32)
     features[GROUPS["optical"]] = 0.1 * label
     return Patch(features, labels, group)
-
-
-def test_where_all_is_allowed_the_numbers_are_those_of_the_present_sampler(region: PreparedRegion):
-    recipe = Recipe(window_px=32)
-    sampler = WindowSampler([region], recipe, np.random.default_rng(5))
-    source, rng = WindowSource([region], window_px=32), np.random.default_rng(5)
-    for _ in range(200):
-        expected = sampler._centre()
-        zoom = sampler.rng.uniform(np.log(0.5), np.log(1.5))
-        size = int(32 * np.exp(zoom))
-        row = int(np.clip(expected[2] - sampler.rng.integers(size), 0, SIDE - size))
-        col = int(np.clip(expected[3] - sampler.rng.integers(size), 0, SIDE - size))
-        drawn = source.draw(rng)
-        assert (drawn.source, drawn.layer) == expected[:2]
-        assert drawn.window == (row, col, size, size)
-        raw, labels = source.read(drawn)
-        seen = np.isfinite(raw[0])
-        assert (labels[~seen] == 255).all()
-        assert (labels[seen] == region.labels()[drawn.layer][drawn.window.slices][seen]).all()
 
 
 @settings(max_examples=40, deadline=None)
