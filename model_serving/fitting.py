@@ -223,11 +223,15 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        rise = settings.warm_up
+        if math.isclose(rise * settings.steps, 1.0):
+            rise = 2.0 / settings.steps
+            # ^ torch divides by the steps of the rise but one
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser,
             settings.learning_rate,
             total_steps=settings.steps,
-            pct_start=settings.warm_up,
+            pct_start=rise,
         )
         self.best: dict[str, torch.Tensor] = {}
         self._learning()

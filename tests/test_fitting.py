@@ -48,6 +48,12 @@ def test_any_network_from_pixels_to_logits_can_be_trained():
     assert np.mean(made.history.losses[-5:]) < 0.6 * np.mean(made.history.losses[:5])
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 6])
+def test_even_a_training_of_a_few_steps_comes_to_its_end(steps: int):
+    made = fit(network(), Blobs(1), FitSettings(steps=steps), loss=LOSS)
+    assert len(made.history.losses) == steps
+
+
 def test_the_weights_that_scored_best_after_the_peak_are_kept():
     told = Told(0.9, 0.2, 0.5, 0.3)  # steps 5, 10, 15, 20; the peak lies at step 8
     settings = FitSettings(steps=20, warm_up=0.4, validate_every=5)
