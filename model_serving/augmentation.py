@@ -18,12 +18,13 @@ import torch
 from torch.nn import functional
 
 from catalog.errors import UsageError
+from model_serving.datasets.sampling import ModalityShares, drop_modalities
 from model_serving.features import GROUPS
 
 __all__ = ["Augmentation", "augment"]
 
 Array = npt.NDArray[Any]
-_OPTICAL, _SAR, _TERRAIN = GROUPS["optical"], GROUPS["sar"], GROUPS["terrain"]
+_OPTICAL, _SAR = GROUPS["optical"], GROUPS["sar"]
 _HAZE = np.array([1, 0.8, 0.6, 0.4, 0.1, 0.05])
 # ^ share of the haze in each optical band: short waves scatter most
 _UNKNOWN = 255
@@ -203,14 +204,9 @@ def _vary_radar(raw: Array, rng: np.random.Generator, how: Augmentation) -> Arra
 
 def _lose_inputs(raw: Array, rng: np.random.Generator, how: Augmentation) -> Array:
     """Lose what a region may not have, so that one network maps with or without it."""
-    if any(how.lost):
-        both, radar, terrain = how.lost
-        lost = rng.choice(4, p=(both, radar, terrain, max(0.0, 1 - both - radar - terrain)))
-        if lost in (0, 1):
-            raw[_SAR] = np.nan
-        if lost in (0, 2):
-            raw[_TERRAIN] = np.nan
-    return raw
+    if not any(how.lost):
+        return raw
+    return drop_modalities(raw, rng=rng, shares=ModalityShares(*how.lost))
 
 
 def _affine(rng: np.random.Generator, how: Augmentation) -> Array:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -44,6 +42,7 @@ from model_serving.inference import map_features
 from model_serving.losses import make_loss
 from model_serving.member_training import Recipe, WindowSampler
 from model_serving.networks import build_network
+from model_serving.parallel import run_jobs
 from model_serving.patches import MAP_HALO_PX, WindowPlan
 from model_serving.peers.pixels import PixelClassifier, build_pixel_classifier
 from model_serving.regions import PreparedRegion, identity_of
@@ -240,10 +239,13 @@ def _run_all(
                 runs.append(_run(job))
             report(len(runs))
     elif waiting:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(_run, job) for job in waiting]):
-                runs.append(future.result())
-                report(len(runs))
+        before = len(runs)
+        runs += run_jobs(
+            _run,
+            [{"job": job} for job in waiting],
+            workers=workers,
+            report=lambda done, _: report(before + done),
+        )
     return runs
 
 

@@ -7,9 +7,8 @@ from nothing else; outlines become labels and never inputs.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,19 @@ from catalog.cube import ICE_CLASSES, Workspace, read_shard, shard_checksum, ter
 from catalog.errors import StoreError, UsageError
 from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes
 from model_serving.features import CHANNELS, raw_features
-from model_serving.regions import UNKNOWN, PreparedRegion, identity_of, restored_region
+from model_serving.regions import (
+    NOTE,
+    UNKNOWN,
+    PreparedRegion,
+    identity_of,
+    keep_region,
+    kept_region,
+)
 
 __all__ = ["region_from_workspace"]
 
 Array = npt.NDArray[Any]
 
-_NOTE = "prepared.json"
 _CODE = ("cube_regions", "features", "../catalog/cube", "../catalog/grid")
 _FILES = ("features", "labels", "owners")
 _DIGEST_ROWS = 512
@@ -123,11 +128,9 @@ def region_from_workspace(
     )
     layers = _layers(workspace, season, pixels)
     identity = _identity(workspace, layers, outlines, name=name, season=season, grid=pixels)
-    note = Workspace(folder).get(_NOTE)
-    if note is not None:
-        saved = json.loads(note)
-        if saved.pop("identity", None) == identity:
-            return restored_region(saved, folder)
+    kept = kept_region(folder, identity)
+    if kept is not None:
+        return kept
     bbox = _box(pixels)
     ice = _write_arrays(workspace, layers, outlines, grid=pixels, folder=folder)
     region = PreparedRegion(
@@ -141,10 +144,7 @@ def region_from_workspace(
         ice_km2=float(ice * pixels.pixel_area_km2),
         fingerprint=_fingerprint(folder),
     )
-    saved = asdict(region) | {"identity": identity, "grid": pixels.to_dict()}
-    saved.pop("folder")
-    Workspace(folder).put(_NOTE, json.dumps(saved).encode())
-    # ^ last: arrays without it were not finished
+    keep_region(region, identity)
     return region
 
 
@@ -243,7 +243,7 @@ def _write_arrays(
 ) -> int:
     """Write features, labels and owners shard by shard; returns the number of pixels of ice."""
     folder.mkdir(parents=True, exist_ok=True)
-    Workspace(folder).delete(_NOTE)
+    Workspace(folder).delete(NOTE)
     drafts = {key: folder / f".{key}.npy.partial" for key in _FILES}
     shape = grid.shape
     features = _mapped(drafts["features"], np.float16, (1, len(CHANNELS), *shape))

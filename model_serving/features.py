@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from catalog.cube import TERRAIN_BANDS
 
-__all__ = ["CHANNELS", "GROUPS", "Normalisation", "raw_features"]
+__all__ = ["CHANNELS", "GROUPS", "STATISTICS_STEP", "Normalisation", "raw_features"]
 
 Array = npt.NDArray[Any]
 
@@ -30,6 +30,8 @@ CHANNELS = (
     "relative_elevation",
     "curvature",
 )
+STATISTICS_STEP = 7
+"""Normalisation is measured on every seventh row and column of a training region."""
 GROUPS = {"optical": slice(0, 6), "sar": slice(6, 8), "terrain": slice(8, 11)}
 _TERRAIN = [TERRAIN_BANDS.index(name) for name in CHANNELS[GROUPS["terrain"]]]
 _LIMIT = 6.0

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 
 from catalog.cube import CLASSES, ICE_CLASSES
-from model_serving.features import GROUPS
+from model_serving.features import GROUPS, STATISTICS_STEP
 
 __all__ = [
     "AGREEMENT",
@@ -48,8 +48,6 @@ _BINS = 256
 _SAMPLE_PX = 20_000
 # ^ pixels of a region and season that the test of single channels looks at
 _LEAST_PX = 50
-_STATISTICS_STEP = 7
-# ^ training measures means and deviations on every seventh row and column
 _ONE_IN = 4
 _LEAST_SHARED = 16
 # ^ of 64 bits each: no two different grounds agree by chance in even one
@@ -198,7 +196,7 @@ def normalisation(grounds: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]
     mean, std : ``(channel,)`` float64
         NaN where a channel has no value; a deviation is at least 0.001.
     """
-    thin = slice(None, None, _STATISTICS_STEP)
+    thin = slice(None, None, STATISTICS_STEP)
     parts = []
     for features, mask in grounds:
         chosen = mask[thin, thin]

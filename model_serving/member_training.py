@@ -25,7 +25,7 @@ from model_serving.augmentation import Augmentation, augment
 from model_serving.checkpoints import Checkpoints
 from model_serving.datasets.sampling import Draw, WindowSource
 from model_serving.ensemble import pack_member
-from model_serving.features import CHANNELS, Normalisation
+from model_serving.features import CHANNELS, STATISTICS_STEP, Normalisation
 from model_serving.fitting import FitSettings, FixedWindows, History, Loss, Validate, fit
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.losses import class_weights_from_counts, make_loss
@@ -380,9 +380,10 @@ class WindowSampler:
         masks = [None] * len(self.regions) if allowed is None else list(allowed)
         for region, mask in zip(regions, masks, strict=True):
             x, y = region.features(), region.labels()
-            thin = x[:, :, ::7, ::7].astype(np.float32).swapaxes(0, 1)
+            few = (slice(None, None, STATISTICS_STEP),) * 2
+            thin = x[(..., *few)].astype(np.float32).swapaxes(0, 1)
             if mask is not None:
-                thin, y = thin[..., mask[::7, ::7]], y[:, mask]
+                thin, y = thin[..., mask[few]], y[:, mask]
             samples.append(thin.reshape(len(thin), -1))
             counts += np.bincount(y[y < len(CLASSES)].ravel(), minlength=len(CLASSES))
         names = ", ".join(r.name for r in self.regions)

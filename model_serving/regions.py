@@ -28,19 +28,22 @@ from catalog.terrain import build_terrain_shard, create_terrain
 from model_serving.features import raw_features
 
 __all__ = [
+    "NOTE",
     "UNKNOWN",
     "PreparedRegion",
     "identity_of",
+    "keep_region",
+    "kept_region",
     "prepare_region",
     "read_region",
-    "restored_region",
 ]
 
 Array = npt.NDArray[Any]
 
 UNKNOWN = 255
 _SHARD_PX, _CHUNK_PX = 512, 256
-_NOTE = "prepared.json"
+NOTE = "prepared.json"
+"""File of what a prepared region is; without it, its arrays were not finished."""
 _CODE = ("../catalog", "regions", "features")
 # ^ sources that decide what a prepared region holds
 
@@ -105,11 +108,9 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
         Pixel edge of the training grid.
     """
     identity = identity_of(spec, resolution_m, code=_CODE)
-    note = Workspace(folder).get(_NOTE)
-    if note is not None:
-        saved = json.loads(note)
-        if saved.pop("identity") == identity:
-            return restored_region(saved, folder)
+    kept = kept_region(folder, identity)
+    if kept is not None:
+        return kept
     from catalog.simulation import simulate_region
 
     simulated = simulate_region(spec, folder / "simulated")
@@ -151,10 +152,22 @@ def prepare_region(spec: Any, folder: Path, *, resolution_m: float) -> PreparedR
         ice_km2=float(np.isin(labels[0], ICE_CLASSES).sum() * grid.pixel_area_km2),
         fingerprint=content.hexdigest(),
     )
-    saved = asdict(region) | {"identity": identity, "grid": grid.to_dict()}
-    saved.pop("folder")
-    Workspace(folder).put(_NOTE, json.dumps(saved).encode())
+    keep_region(region, identity)
     return region
+
+
+def keep_region(region: PreparedRegion, identity: str) -> None:
+    """Write a region's note, last of all: arrays without it were not finished."""
+    saved = asdict(region) | {"identity": identity, "grid": region.grid.to_dict()}
+    saved.pop("folder")
+    Workspace(region.folder).put(NOTE, json.dumps(saved).encode())
+
+
+def kept_region(folder: Path, identity: str) -> PreparedRegion | None:
+    """Region of a folder, if it was made from the same by the same code."""
+    note = Workspace(folder).get(NOTE)
+    saved = {} if note is None else json.loads(note)
+    return _restored(saved, folder) if saved.pop("identity", None) == identity else None
 
 
 def read_region(folder: Path) -> PreparedRegion:
@@ -165,16 +178,15 @@ def read_region(folder: Path) -> PreparedRegion:
     UsageError
         ``regions-missing`` where there is none.
     """
-    note = Workspace(folder).get(_NOTE)
+    note = Workspace(folder).get(NOTE)
     if note is None:
         raise UsageError(f"there is no prepared region in {folder}", kind="regions-missing")
     saved = json.loads(note)
     saved.pop("identity")
-    return restored_region(saved, folder)
+    return _restored(saved, folder)
 
 
-def restored_region(saved: dict[str, Any], folder: Path) -> PreparedRegion:
-    """Region of a folder from what its note says, without the identity."""
+def _restored(saved: dict[str, Any], folder: Path) -> PreparedRegion:
     west, south, east, north = saved["bbox"]
     return PreparedRegion(
         **{

@@ -1,7 +1,6 @@
 """Which windows a network is shown: around rare classes, and never beyond what it may see.
 
-Every random number comes from the caller's generator. Where every pixel is allowed and there are
-only regions, the numbers drawn are those of :class:`model_serving.training.WindowSampler`.
+Every random number comes from the caller's generator.
 """
 
 from __future__ import annotations

@@ -38,41 +38,37 @@ class Peer:
     """What its maker is told, besides channels and classes."""
 
 
-_LIBRARY = "convolutional"
-_UNET, _DEEPLAB = {"architecture": "Unet"}, {"architecture": "DeepLabV3Plus"}
+def _encoded(title: str, paper: str, architecture: str, encoder: str) -> Peer:
+    """A network of segmentation-models-pytorch."""
+    options = {"architecture": architecture, "encoder": encoder}
+    return Peer(title, paper, "convolutional", "from_library", _SMP, options)
+
+
 _RONNEBERGER, _CHEN = "Ronneberger et al. 2015", "Chen et al. 2018"
+_HE = "He et al. 2016"
 
 PEERS: dict[str, Peer] = {
-    "unet": Peer("U-Net", _RONNEBERGER, _LIBRARY, "UNet"),
-    "unet-resnet34": Peer(
-        "U-Net ResNet-34", f"{_RONNEBERGER}, He et al. 2016", _LIBRARY, "from_library",
-        _SMP, {**_UNET, "encoder": "resnet34"},
+    "unet": Peer("U-Net", _RONNEBERGER, "convolutional", "UNet"),
+    "unet-resnet34": _encoded("U-Net ResNet-34", f"{_RONNEBERGER}, {_HE}", "Unet", "resnet34"),
+    "unet-vgg19": _encoded(
+        "U-Net VGG-19", f"{_RONNEBERGER}, Simonyan and Zisserman 2015", "Unet", "vgg19"
     ),
-    "unet-vgg19": Peer(
-        "U-Net VGG-19", f"{_RONNEBERGER}, Simonyan and Zisserman 2015", _LIBRARY, "from_library",
-        _SMP, {**_UNET, "encoder": "vgg19"},
+    "unet-resnet50": _encoded("U-Net ResNet-50", f"{_RONNEBERGER}, {_HE}", "Unet", "resnet50"),
+    "unet-efficientnet-b3": _encoded(
+        "U-Net EfficientNet-B3", f"{_RONNEBERGER}, Tan and Le 2019", "Unet", "efficientnet-b3"
     ),
-    "unet-resnet50": Peer(
-        "U-Net ResNet-50", f"{_RONNEBERGER}, He et al. 2016", _LIBRARY, "from_library",
-        _SMP, {**_UNET, "encoder": "resnet50"},
+    "deeplabv3plus-resnet34": _encoded(
+        "DeepLabV3+ ResNet-34", f"{_CHEN}, {_HE}", "DeepLabV3Plus", "resnet34"
     ),
-    "unet-efficientnet-b3": Peer(
-        "U-Net EfficientNet-B3", f"{_RONNEBERGER}, Tan and Le 2019", _LIBRARY, "from_library",
-        _SMP, {**_UNET, "encoder": "efficientnet-b3"},
+    "deeplabv3plus-resnet50": _encoded(
+        "DeepLabV3+ ResNet-50", f"{_CHEN}, {_HE}", "DeepLabV3Plus", "resnet50"
     ),
-    "deeplabv3plus-resnet34": Peer(
-        "DeepLabV3+ ResNet-34", f"{_CHEN}, He et al. 2016", _LIBRARY, "from_library",
-        _SMP, {**_DEEPLAB, "encoder": "resnet34"},
+    "segformer-b0": Peer(
+        "SegFormer-B0", "Xie et al. 2021", "segformer", "SegFormer", ("transformers",)
     ),
-    "deeplabv3plus-resnet50": Peer(
-        "DeepLabV3+ ResNet-50", f"{_CHEN}, He et al. 2016", _LIBRARY, "from_library",
-        _SMP, {**_DEEPLAB, "encoder": "resnet50"},
-    ),
-    "segformer-b0": Peer("SegFormer-B0", "Xie et al. 2021", "segformer", "SegFormer",
-                         ("transformers",)),
     "vision-mamba": Peer("Vision Mamba tiny", "Zhu et al. 2024", "vision_mamba", "VisionMamba"),
     "glavitu": Peer("GlaViTU", "Maslov et al. 2023, 2025", "glavitu", "GlaViTU"),
-}  # fmt: skip
+}
 """Networks by name."""
 
 
