@@ -26,7 +26,7 @@ from catalog.processings import landsat_processed
 from catalog.scenes import BandSource, Scene
 from catalog.user_sensors import SensorSpec, describe_with
 
-__all__ = ["OLI_OF_MSI", "describe_item"]
+__all__ = ["OLI_OF_ETM", "OLI_OF_MSI", "describe_item"]
 
 _SENTINEL2_COLLECTIONS = ("sentinel-2-l2a", "sentinel-2-c1-l2a")
 _SENTINEL2_KEYS = {
@@ -78,7 +78,7 @@ OLI_OF_MSI = {
 Claverie et al. 2018, "The Harmonized Landsat and Sentinel-2 surface reflectance data set", bandpass
 adjustment of HLS 1.4; that of the near infrared is for band 8A.
 """
-_OLI_OF_ETM = {
+OLI_OF_ETM = {
     "blue": (0.9785, -0.0095),
     "green": (0.9542, -0.0016),
     "red": (0.9825, -0.0022),
@@ -86,8 +86,11 @@ _OLI_OF_ETM = {
     "swir1": (1.0171, -0.0030),
     "swir2": (0.9949, 0.0029),
 }
-# ^ from ETM+ to OLI, surface reflectance, reduced major axis (Roy et al. 2016, "Characterization of
-#   Landsat-7 to Landsat-8 reflective wavelength and NDVI continuity", table 2)
+"""Slope and offset of surface reflectance from Landsat 7 ETM+ to Landsat 8 OLI, by band.
+
+Reduced major axis of Roy et al. 2016, "Characterization of Landsat-7 to Landsat-8 reflective
+wavelength and NDVI continuity", table 2.
+"""
 _SAR_COLLECTION = "sentinel-1-rtc"
 _SAR_KEYS = ("vv", "vh")
 _SAR_NODATA = -32768.0
@@ -227,7 +230,7 @@ def _as_sentinel2(sensor: str, role: str) -> tuple[float, float]:
     slope, offset = OLI_OF_MSI[role]
     slope, offset = 1 / slope, -offset / slope
     if sensor != "landsat-oli":
-        first, shift = _OLI_OF_ETM[role]
+        first, shift = OLI_OF_ETM[role]
         slope, offset = slope * first, slope * shift + offset
     return slope, offset
 

@@ -221,9 +221,10 @@ def _features(spec: Any, simulated: Any, grid: RegionGrid, folder: Path) -> Arra
     out = []
     for season in spec.seasons:
         start, end = f"{season.year}-01-01", f"{season.year}-12-31"
+        taken_by = "sentinel-2-l2a" if season.sensor == "sentinel-2" else "landsat-c2-l2"
         optical, sar = (
             source.search(collections=[collection], boxes=boxes, start=start, end=end).scenes
-            for collection in ("sentinel-2-l2a", "sentinel-1-rtc")
+            for collection in (taken_by, "sentinel-1-rtc")
         )
         create_season(workspace, season.label, grid, sar=True)
         for shard in grid.shards():

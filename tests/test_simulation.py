@@ -17,17 +17,21 @@ import rasterio
 import shapely
 from pyproj import Transformer
 
-from catalog.errors import UsageError
+from catalog.errors import DataError, UsageError
 from catalog.simulation import (
     RegionSpec,
     SeasonSpec,
     SimulatedRegion,
+    TerrainShape,
     calibration_specs,
     demo_spec,
+    heldout_specs,
     simulate_region,
+    terrain_specs,
     training_specs,
 )
-from catalog.simulation.ground import cover_ground
+from catalog.simulation.character import character_of
+from catalog.simulation.ground import KINDS, cover_ground
 from catalog.simulation.ice import IceState, divide_glaciers, grow_ice
 from catalog.simulation.light import light_ground, sun_position
 from catalog.simulation.places import frame_of, granules_of
@@ -330,18 +334,97 @@ def test_the_sun_stands_south_at_noon_in_the_north_and_north_in_the_south() -> N
     assert min(azimuth, 360 - azimuth) < 2.0
 
 
-def test_the_demonstration_is_in_no_training_set() -> None:
+def test_the_demonstration_and_what_ensembles_are_measured_on_are_in_no_training_set() -> None:
     demo, training = demo_spec(), training_specs()
-    assert len(training) == 15
-    assert len({spec.seed for spec in (demo, *training)}) == 16
-    held_back = calibration_specs()
-    assert len({spec.seed for spec in (demo, *training, *held_back)}) == 16 + len(held_back)
-    for spec in (*training, *held_back):
-        assert spec.name != demo.name
-        assert max(abs(spec.lon - demo.lon), abs(spec.lat - demo.lat)) > 1.0
-        assert len(spec.seasons) == 3
+    shapes = terrain_specs("heights.tif", ((10.7, 46.8), (11.0, 46.8), (10.7, 46.9)))
+    measured = (*calibration_specs(), *heldout_specs())
+    everything = (demo, *training, *shapes, *measured)
+    assert (len(training), len(measured)) == (20, 12)
+    assert len({spec.seed for spec in everything}) == len(everything)
+    assert len({spec.name for spec in everything}) == len(everything)
+    for one, other in itertools.combinations(everything, 2):
+        assert max(abs(one.lon - other.lon), abs(one.lat - other.lat)) > 1.0
+    assert all(len(spec.seasons) == 3 for spec in everything)
     assert {spec.lat > 0 for spec in training} == {True, False}
-    assert {spec.style for spec in training} == {"alpine", "himalaya", "arctic"}
+    assert {spec.style for spec in heldout_specs()} == {"tien-shan"}
+    assert "tien-shan" not in {spec.style for spec in (*training, *shapes, *calibration_specs())}
+    assert {season.sensor for spec in training for season in spec.seasons} == {
+        "sentinel-2", "landsat-7", "landsat-8",
+    }  # fmt: skip
+
+
+def test_regions_of_one_style_have_characters_of_their_own() -> None:
+    alike = [spec for spec in training_specs() if spec.style == "himalaya"]
+    characters = [character_of(spec) for spec in alike]
+    assert len({c.hummock_m for c in characters}) == len(alike)
+    tones = np.stack([c.rocks[0] for c in characters])
+    assert (tones.std(axis=0) > 0.05).all()
+    assert (character_of(alike[0]).debris == characters[0].debris).all()
+
+
+def test_clean_ice_is_ice_and_debris_is_stones_by_more_than_half() -> None:
+    """Where debris thins out, a look lies between those of ice and rock, on its own side."""
+    spec = dataclasses.replace(demo_spec(), size_km=6.0, seed=77)
+    bed = make_bed(spec)
+    states = grow_ice(spec, bed)
+    state = states[1]
+    ground = cover_ground(spec, bed, state, first=states[0])
+    clean, debris = (ground.reflectance[4][ground.classes == k] for k in (1, 2))
+    rock = ground.reflectance[4][ground.kind == KINDS.index("rock")]
+    assert clean.size > 500
+    assert debris.size > 500
+    assert np.median(clean) < 0.5 * np.median(rock) < np.median(debris)
+
+
+def test_gaps_of_landsat_7_are_no_data_in_all_bands_and_only_since_2003(tmp_path: Path) -> None:
+    for year, gaps in ((2002, False), (2012, True)):
+        season = SeasonSpec(str(year), year, 0.0, 1, 0.1, 0.0, sensor="landsat-7")
+        spec = dataclasses.replace(SMALL, seasons=(season,), sar=False, dem=False)
+        made = simulate_region(spec, tmp_path / str(year))
+        (item,) = json.loads(made.items.read_text())["features"]
+        assert item["properties"]["platform"] == "landsat-7"
+        assert item["assets"]["swir16"]["href"].endswith("SR_B5.TIF")
+        quality = read(item["assets"]["qa_pixel"]["href"])
+        share = float((quality == 1).mean())
+        assert (0.05 < share < 0.5) if gaps else share == 0.0
+        for key in ("blue", "nir08", "swir22"):
+            assert (read(item["assets"][key]["href"])[quality == 1] == 0).all()
+
+
+def made_heights(path: Path, *, hole: bool = False) -> Path:
+    """A ridge from west to east of 0.2 x 0.2 degrees around 10 E 46 N, 900 m every 0.1 degrees."""
+    lat = 46.1 - (np.arange(200) + 0.5) * 0.001
+    height = np.repeat((3000.0 - 9000.0 * np.abs(lat - 46.0))[:, None], 200, axis=1)
+    if hole:
+        height[90:95, 100:110] = -9999.0
+    with rasterio.open(
+        path, "w", driver="GTiff", height=200, width=200, count=1, dtype="float32",
+        crs="EPSG:4326", transform=rasterio.transform.from_origin(9.9, 46.1, 0.001, 0.001),
+        nodata=-9999.0,
+    ) as target:  # fmt: skip
+        target.write(height.astype(np.float32), 1)
+    return path
+
+
+def test_a_region_takes_the_shape_of_real_mountains(tmp_path: Path) -> None:
+    path = made_heights(tmp_path / "heights.tif")
+    spec = dataclasses.replace(SMALL, terrain=TerrainShape(str(path), 10.0, 46.0))
+    bed = make_bed(spec)
+    crest, foot = bed[195:205].mean(), bed[:10].mean()
+    assert crest == pytest.approx(3000.0, abs=25.0)
+    assert crest - foot == pytest.approx(9000.0 * 1.95 / 111.2, rel=0.1)
+    assert json.loads(spec.as_json())["terrain"]["lon"] == 10.0
+    assert "terrain" not in json.loads(SMALL.as_json())
+
+
+@pytest.mark.parametrize("case", ["hole", "outside"])
+def test_heights_that_do_not_hold_the_square_are_refused(tmp_path: Path, case: str) -> None:
+    path = made_heights(tmp_path / "heights.tif", hole=case == "hole")
+    lon = 10.0 if case == "hole" else 10.09
+    spec = dataclasses.replace(SMALL, terrain=TerrainShape(str(path), lon, 46.0))
+    with pytest.raises(DataError, match="has no height") as caught:
+        make_bed(spec)
+    assert caught.value.kind == "terrain-missing"
 
 
 def test_the_shipped_card_names_the_regions_the_members_saw_and_none_is_the_demonstration() -> None:

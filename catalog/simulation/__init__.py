@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from .region import SimulatedRegion, simulate_region
-from .spec import RegionSpec, SeasonSpec, calibration_specs, demo_spec, training_specs
+from .spec import (
+    RegionSpec,
+    SeasonSpec,
+    TerrainShape,
+    calibration_specs,
+    demo_spec,
+    heldout_specs,
+    terrain_specs,
+    training_specs,
+)
 
 __all__ = [
     "RegionSpec",
     "SeasonSpec",
     "SimulatedRegion",
+    "TerrainShape",
     "calibration_specs",
     "demo_spec",
+    "heldout_specs",
     "simulate_region",
+    "terrain_specs",
     "training_specs",
 ]

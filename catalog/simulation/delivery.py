@@ -45,7 +45,7 @@ _CREATED = "2026-01-01T00:00:00Z"
 # ^ fixed, so that equal specs give equal items
 _COLLECTIONS = {
     "sentinel-2-l2a": "Made-up Sentinel-2 Level-2A scenes",
-    "landsat-c2-l2": "Made-up Landsat 8 Collection 2 Level-2 scenes",
+    "landsat-c2-l2": "Made-up Landsat Collection 2 Level-2 scenes",
     "sentinel-1-rtc": "Made-up Sentinel-1 radiometrically terrain-corrected scenes",
     "cop-dem-glo-30": "Made-up elevation model in the shape of Copernicus GLO-30",
 }

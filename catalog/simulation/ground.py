@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from .character import Character, character_of, plant_spectrum
 from .noise import fractal, stream
 from .routing import fill_depressions
+from .rubble import creeping_rock, gravel_plains
 from .spec import RegionSpec, style_of
-from .spectra import Spectrum, draw, load_spectra, vary
+from .spectra import BANDS, Spectrum, draw, load_spectra, vary
 from .terrain import enlarge, slope_of
 
 if TYPE_CHECKING:
@@ -35,7 +37,11 @@ KINDS = (
     "cliff",
     "water",
     "turbid",
+    "wood",
+    "gravel",
+    "creeping",
 )
+_STONES = ("rock", "granite", "dark", "red")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +69,25 @@ class Ground:
     kind: NDArray[np.uint8]
 
 
-def end_members(brightness: float) -> dict[str, Spectrum]:
+def end_members(spec: RegionSpec, character: Character | None = None) -> dict[str, Spectrum]:
     """Return the spectrum of every kind of surface.
 
     Measured: rock, ice, snow (firn: measured snow, darker and dirtier), water. Extrapolated: other
     lithologies and debris are the measured rock scaled per band (debris is wetter and cooler: less
-    SWIR), grass is a textbook spectrum, turbid water is water with rock flour.
+    SWIR), plants are textbook spectra, turbid water is water with rock flour.
+
+    Parameters
+    ----------
+    spec
+        The region.
+    character
+        Its own colours, where it has any.
     """
+    style = style_of(spec)
+    brightness = style.rock_brightness
     measured = load_spectra()
     rock, water = measured["rock"], measured["water"]
-    grass_mean = np.array([0.035, 0.062, 0.050, 0.270, 0.200, 0.110])
-    grass = (grass_mean, np.outer(grass_mean, grass_mean) * (0.06 * np.eye(6) + 0.03))
-    return {
+    members = {
         "rock": vary(rock, brightness, spread=0.8),
         "granite": vary(
             rock, tuple(brightness * f for f in (1.45, 1.4, 1.38, 1.32, 1.25, 1.25)), spread=0.7
@@ -85,10 +98,17 @@ def end_members(brightness: float) -> dict[str, Spectrum]:
         "red": vary(
             rock, tuple(brightness * f for f in (0.82, 0.90, 1.18, 1.20, 1.15, 1.10)), spread=0.8
         ),
-        "moraine": vary(
-            rock, tuple(brightness * f for f in (1.20, 1.18, 1.16, 1.12, 1.08, 1.08)), spread=0.6
-        ),
-        "grass": grass,
+    }
+    if character is not None:
+        for name, tone in zip(_STONES, character.rocks, strict=True):
+            members[name] = vary(members[name], tuple(tone))
+    moraine = (1.20, 1.18, 1.16, 1.12, 1.08, 1.08)
+    common = members["rock"] if character is not None else rock
+    return members | {
+        "moraine": vary(common, moraine, spread=0.6),
+        "grass": plant_spectrum(style.plants[0]),
+        "wood": plant_spectrum(style.plants[1]),
+        "gravel": vary(common, tuple(1.15 * f for f in moraine), spread=0.5),
         "ice": measured["ice"],
         "firn": vary(measured["snow"], (0.86, 0.87, 0.87, 0.86, 1.3, 1.3)),
         "pond": vary(water, (1.1, 1.25, 1.5, 2.0, 1.6, 1.6)),
@@ -134,11 +154,15 @@ def _lakes(
     return np.asarray(keep[labels]), level
 
 
-def _hummocks(spec: RegionSpec, shape: tuple[int, int]) -> NDArray[np.float32]:
+def _hummocks(
+    spec: RegionSpec, shape: tuple[int, int], character: Character | None
+) -> NDArray[np.float32]:
+    longest = 16.0 if character is None else character.hummock_px
     lumps = fractal(
-        stream(spec.seed, "hummocks"), shape, exponent=0.8, longest_px=16.0, shortest_px=5.0
+        stream(spec.seed, "hummocks"), shape, exponent=0.8, longest_px=longest, shortest_px=5.0
     )
-    return (3.2 * (1.0 - np.abs(lumps)) + 1.2 * lumps).astype(np.float32)
+    height = np.float32(1.0 if character is None else character.hummock_m / 3.2)
+    return height * (3.2 * (1.0 - np.abs(lumps)) + 1.2 * lumps).astype(np.float32)
 
 
 def _rock_kinds(spec: RegionSpec, shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -156,7 +180,12 @@ def _rock_kinds(spec: RegionSpec, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _pick_kinds(
-    spec: RegionSpec, state: IceState, first: IceState, water: NDArray[np.bool_]
+    spec: RegionSpec,
+    state: IceState,
+    first: IceState,
+    *,
+    water: NDArray[np.bool_],
+    character: Character | None,
 ) -> NDArray[np.uint8]:
     style = style_of(spec)
     shape = state.ice.shape
@@ -172,6 +201,14 @@ def _pick_kinds(
         reach > 250.0
     )
     kind[meadow & (slope < 1.1)] = KINDS.index("grass")
+    if character is not None:
+        lower = (low + 90.0 * patch > 350.0) & (slope < 1.0)
+        kind[meadow & lower] = KINDS.index("wood")
+        bare = ~(state.ice | water)
+        gravel = gravel_plains(spec, state, character.outwash)
+        kind[bare & gravel] = KINDS.index("gravel")
+        creeping = creeping_rock(spec, state, character.rock_glaciers)
+        kind[bare & creeping] = KINDS.index("creeping")
     kind[water] = KINDS.index("water")
     near = ndimage.distance_transform_edt(~state.ice).astype(np.float32) * 10.0
     labels, count = ndimage.label(water)
@@ -187,8 +224,9 @@ def _pick_kinds(
         stream(spec.seed, "ponds"), shape, exponent=1.0, longest_px=22.0, shortest_px=5.0
     )
     flat = state.debris & (slope < 0.22)
-    kind[flat & (holes > 2.25)] = KINDS.index("pond")
-    rim = flat & (holes > 1.95) & (holes <= 2.25) & (patch > 0.2)
+    limit = 2.25 if character is None else character.pond_limit
+    kind[flat & (holes > limit)] = KINDS.index("pond")
+    rim = flat & (holes > limit - 0.3) & (holes <= limit) & (patch > 0.2)
     kind[rim] = KINDS.index("cliff")
     return kind
 
@@ -212,7 +250,8 @@ def cover_ground(
     style = style_of(spec)
     shape = bed.shape
     water, level = _lakes(bed, state.ice)
-    kind = _pick_kinds(spec, state, first, water)
+    character = character_of(spec)
+    kind = _pick_kinds(spec, state, first, water=water, character=character)
     height = state.surface.copy()
     reach = ndimage.distance_transform_edt(~first.ice).astype(np.float32) * 10.0
     below = np.clip((first.ela - bed) / 80.0, 0.0, 1.0)
@@ -221,31 +260,111 @@ def cover_ground(
     inside = np.clip(ndimage.distance_transform_edt(state.debris) / 6.0, 0.0, 1.0).astype(
         np.float32
     )
-    height += inside * _hummocks(spec, shape)
+    hummocks = _hummocks(spec, shape, character)
+    height += inside * hummocks
+    if character is not None:
+        height += np.where(kind == KINDS.index("creeping"), 0.6 * hummocks, np.float32(0.0))
     height = np.where(water, level, height).astype(np.float32)
     classes = np.zeros(shape, dtype=np.uint8)
     classes[water] = 3
     classes[state.ice] = 1
     classes[state.debris] = 2
-    return Ground(classes, _reflectance(spec, kind), height, state.ela, kind)
+    look = _reflectance(spec, kind, hummocks=hummocks, character=character)
+    if character is not None:
+        _weather(spec, state, look, kind=kind, character=character)
+    return Ground(classes, look, height, state.ela, kind)
 
 
-def _reflectance(spec: RegionSpec, kind: NDArray[np.uint8]) -> NDArray[np.float32]:
-    members = end_members(style_of(spec).rock_brightness)
-    fields = texture_fields(spec, (kind.shape[0], kind.shape[1]), "texture")
-    stone = _rock_kinds(spec, (kind.shape[0], kind.shape[1]))
-    stripes = _hummocks(spec, (kind.shape[0], kind.shape[1]))
-    stripes = (stripes - stripes.mean()) / stripes.std()
+def _reflectance(
+    spec: RegionSpec,
+    kind: NDArray[np.uint8],
+    *,
+    hummocks: NDArray[np.float32],
+    character: Character | None,
+) -> NDArray[np.float32]:
+    shape = (kind.shape[0], kind.shape[1])
+    members = end_members(spec, character)
+    fields = texture_fields(spec, shape, "texture")
+    stone = _rock_kinds(spec, shape)
+    stripes = (hummocks - hummocks.mean()) / hummocks.std()
+    factors = _DEBRIS_FACTORS if character is None else tuple(character.debris)
     out = np.empty((6, kind.size), dtype=np.float32)
     flat = fields.reshape(6, -1)
-    source = np.where(kind == KINDS.index("debris"), 20 + stone, kind).ravel()
+    source = np.where(kind == KINDS.index("debris"), 20 + stone, kind)
+    source = np.where(kind == KINDS.index("creeping"), 30 + stone, source).ravel()
     for number in np.unique(source):
         cells = np.flatnonzero(source == number)
         part = flat[:, cells]
         if number >= 20:
-            spectrum = vary(members[KINDS[number - 20]], _DEBRIS_FACTORS)
+            share = 1.0 if number < 30 else 0.5
+            # ^ creeping rock lies longer than debris on ice: half as unlike the rock it is made of
+            spectrum = vary(
+                members[_STONES[number % 10]], tuple(float(f) ** share for f in factors)
+            )
             part[0] = np.float32(0.8) * part[0] + np.float32(0.6) * stripes.ravel()[cells]
         else:
             spectrum = members[KINDS[number]]
         out[:, cells] = np.minimum(draw(spectrum, part), 1.2)
     return out.reshape(6, *kind.shape)
+
+
+_DUST = (1.0, 0.95, 0.85, 0.75, -0.3, -0.3)
+# ^ what dust takes from ice in each band: most from blue, while rock is brighter in the SWIR
+
+
+def _weather(
+    spec: RegionSpec,
+    state: IceState,
+    look: NDArray[np.float32],
+    *,
+    kind: NDArray[np.uint8],
+    character: Character,
+) -> None:
+    """Dirty and crack the clean ice, band the firn, thin the debris; ``look`` is changed."""
+    shape = (kind.shape[0], kind.shape[1])
+    patch = fractal(
+        stream(spec.seed, "weather"), shape, exponent=1.8, longest_px=160.0, shortest_px=3.0
+    )
+    clean = state.ice & ~state.debris
+    below = np.clip((state.ela - state.surface) / 250.0, 0.0, 1.0)
+    dust = character.dirt * np.clip(0.7 * below + 0.35 * patch, 0.0, 1.0) * clean
+    slope = slope_of(ndimage.gaussian_filter(state.surface, 4.0), 10.0)
+    torn = np.clip((slope - 0.12) / 0.25 + 0.6 * patch - 0.3, 0.0, 1.0) * (slope < 0.8)
+    layers = np.sin(2.0 * np.pi * (state.surface / 14.0 + 0.35 * patch))
+    # ^ crevasses lie across the slope, and so do the edges of the years' firn
+    dark = character.crevasses * torn * np.clip(layers - 0.1, 0.0, 1.0) * clean
+    firn = kind == KINDS.index("firn")
+    old = 0.12 * firn * np.clip(np.sin(2.0 * np.pi * state.surface / 55.0 + patch), 0.0, 1.0)
+    for band in range(len(BANDS)):
+        look[band] *= (1.0 - np.float32(_DUST[band]) * dust) * (1.0 - dark) * (1.0 - old)
+    _thin_debris(state, look, patch=patch, character=character)
+
+
+def _thin_debris(
+    state: IceState,
+    look: NDArray[np.float32],
+    *,
+    patch: NDArray[np.float32],
+    character: Character,
+) -> None:
+    """Let ice show through debris near clean ice, and stones lie on the ice beside it.
+
+    More than half of a pixel of debris is stones, and less than half of one of clean ice.
+    """
+    clean = state.ice & ~state.debris
+    if not clean.any() or not state.debris.any():
+        return
+    inside = ndimage.distance_transform_edt(~clean).astype(np.float32) * 10.0
+    beyond, there = ndimage.distance_transform_edt(~state.debris, return_indices=True)
+    stones = np.clip(0.62 + 0.38 * inside / character.thin_m + 0.12 * patch, 0.55, 1.0)
+    few = np.clip(0.38 - 0.38 * 10.0 * beyond / character.thin_m + 0.12 * patch, 0.0, 0.45)
+    cover = np.where(state.debris, stones, np.where(clean, few, 1.0)).astype(np.float32)
+    thin = (cover < 1.0) & state.debris
+    stony = (cover > 0.0) & clean
+    near = ndimage.distance_transform_edt(~clean, return_distances=False, return_indices=True)
+    before = look.copy()
+    for band in range(len(BANDS)):
+        ice, rock = before[band][near[0], near[1]], before[band][there[0], there[1]]
+        whole, part = before[band], cover
+        look[band][thin] = (part * whole + (1.0 - part) * ice)[thin]
+        look[band][stony] = ((1.0 - part) * whole + part * rock)[stony]

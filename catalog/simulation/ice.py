@@ -103,7 +103,8 @@ def _seasons_thickness(
     spec: RegionSpec, bed: NDArray[np.float64], style: Style
 ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
     ela, factor = _climate(spec, bed, style)
-    melt = 1.0
+    melt, slow = style.melt, 1.0 / style.melt
+    # ^ ice that melts slowly also takes longer to reach its length
 
     def run(start: NDArray[np.float64], rise: float, years: float) -> NDArray[np.float64]:
         settings = np.array(
@@ -112,7 +113,7 @@ def _seasons_thickness(
         return flow_ice(bed, start, factor, ela + rise, settings)
 
     first = spec.seasons[0].ela_rise_m
-    thick = run(np.zeros_like(bed), first - 60.0, 80.0)
+    thick = run(np.zeros_like(bed), first - 60.0, 80.0 * slow)
     thick = run(thick, first, 40.0)
     # ^ a colder spell first: the glaciers have retreated from fresh moraines when the story begins
     states = [thick]
@@ -212,6 +213,12 @@ def debris_score(
     score += 0.6 * np.exp(-inside / 60.0) + 0.3 * patchy
     score -= 2.0 * np.clip(1.0 - below / 0.8, 0.0, 2.0)
     # ^ near the equilibrium line rock is still buried in snow and melts out only in patches
+    tongues = style_of(spec).tongues
+    if tongues > 0.0:
+        ice_km2 = accumulate(order, target, on_ice.ravel() * 1.6e-3).reshape(coarse.shape)
+        trunk = np.log1p(ndimage.maximum_filter(ice_km2, 15)).astype(np.float32)
+        # ^ ice that has come together upstream, within 300 m of the middle of its valley
+        score += tongues * enlarge(trunk, side, order=1) * np.clip(below - 1.0, 0.0, 1.5)
     return np.asarray(np.where(below > -0.2, score, -99.0), dtype=np.float32)
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["SimulatedRegion", "simulate_region"]
 
 _SAR_PER_SEASON = 2
-_VERSION = 2
+_VERSION = 3
 # ^ raise it when equal specs no longer give equal files: older folders are then refused
 
 
@@ -248,8 +248,12 @@ def _make_optical(
             scene = render_optical(
                 spec, ground, acquisition, sun=sun, convergence_deg=frame.convergence_deg
             )
-            if season.sensor == "landsat-8":
-                return [landsat_item(out / "scenes", frame, acquisition, scene, sun=sun)]
+            if season.sensor != "sentinel-2":
+                return [
+                    landsat_item(
+                        out / "scenes", frame, acquisition, scene, sun=sun, sensor=season.sensor
+                    )
+                ]
             return [
                 optical_item(
                     out / "scenes", frame, granule, acquisition=acquisition, scene=scene, sun=sun

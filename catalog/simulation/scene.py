@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from .character import character_of
 from .ground import KINDS
-from .light import light_ground, make_clouds, snow_cover
+from .light import Clouds, light_ground, make_clouds, snow_cover
 from .noise import fractal, stream
 from .spectra import BANDS, draw, load_spectra
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .ground import Ground
-    from .light import Clouds, Light
+    from .light import Light
     from .spec import RegionSpec, SeasonSpec
 
 __all__ = ["Acquisition", "OpticalScene", "plan_acquisitions", "render_optical", "render_radar"]
@@ -75,14 +76,23 @@ class OpticalScene:
 
 
 def plan_acquisitions(spec: RegionSpec, season: SeasonSpec) -> list[Acquisition]:
-    """Choose day, snow and cloud of a season's scenes: late summer, about 10:40 solar time."""
+    """Choose day, snow and cloud of a season's scenes: late summer, about 10:40 solar time.
+
+    In a region of its own character the season begins up to two weeks earlier or later, and the
+    sensor passes up to an hour earlier or later: other heights of the sun.
+    """
     rng = stream(spec.seed, "plan", season.label)
     first = dt.date(season.year, 7, 18) if spec.lat >= 0 else dt.date(season.year, 1, 22)
+    varied = character_of(spec) is not None
+    sky = stream(spec.seed, "sky", season.label)
+    hour = 10.6 + (float(sky.uniform(-0.9, 0.9)) if varied else 0.0)
+    if varied:
+        first += dt.timedelta(days=int(sky.integers(-14, 15)))
     gap = 66.0 / max(season.scenes, 1)
     plans = []
     for index in range(season.scenes):
         day = first + dt.timedelta(days=int(gap * index + rng.integers(0, max(int(gap * 0.7), 1))))
-        seconds = (10.6 - spec.lon / 15.0) % 24.0 * 3600.0 + float(rng.integers(-400, 400))
+        seconds = (hour - spec.lon / 15.0) % 24.0 * 3600.0 + float(rng.integers(-400, 400))
         when = dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC) + dt.timedelta(
             seconds=int(seconds) % 86400
         )
@@ -154,6 +164,11 @@ def render_optical(
     white = _snow_reflectance(spec, shape, acquisition.name)
     rng = stream(spec.seed, "noise", acquisition.name)
     haze = float(rng.uniform(0.2, 1.0))
+    character = character_of(spec)
+    if character is not None:
+        haze *= character.haze
+        clouds = _veiled(spec, clouds, name=acquisition.name, opacity=character.veil)
+        white *= _wetness(spec, acquisition)[:, None, None]
     thin = 1.0 - 0.35 * np.clip((ground.height - ground.height.min()) / 2500.0, 0.0, 1.0)
     bands: dict[str, NDArray[np.uint16]] = {}
     halves: dict[str, NDArray[np.float32]] = {}
@@ -176,6 +191,23 @@ def render_optical(
             numbers[gone if numbers.shape == shape else gone[::2, ::2]] = 0
         scl[gone[::2, ::2]] = 0
     return OpticalScene(bands, scl, float(100.0 * (clouds.cloud > 0.15).mean()))
+
+
+def _veiled(spec: RegionSpec, clouds: Clouds, *, name: str, opacity: float) -> Clouds:
+    """Cirrus over a part of the scene, thin enough to see the ground through."""
+    rng = stream(spec.seed, "veil", name)
+    field = fractal(rng, clouds.cloud.shape, exponent=2.4, longest_px=700.0, shortest_px=25.0)
+    veil = opacity * np.clip(0.5 * (field - float(rng.uniform(0.3, 1.6))), 0.0, 1.0)
+    return Clouds(np.maximum(clouds.cloud, veil.astype(np.float32)), clouds.shade)
+
+
+def _wetness(spec: RegionSpec, acquisition: Acquisition) -> NDArray[np.float32]:
+    """Factors (6,) on snow: old wet snow is darker, most where grains absorb (Warren 1982)."""
+    rng = stream(spec.seed, "wet", acquisition.name)
+    wet, dust = float(rng.uniform(0.0, 1.0)), float(rng.uniform(0.0, 0.12))
+    age = 1.0 - wet * np.array([0.02, 0.03, 0.05, 0.16, 0.35, 0.35])
+    soil = 1.0 - dust * np.array([1.0, 0.9, 0.7, 0.4, 0.0, 0.0])
+    return np.asarray(age * soil, dtype=np.float32)
 
 
 def _cloud_brightness(k: int) -> np.float32:
@@ -222,6 +254,11 @@ def _classify(
     out[(green < 0.055) & (nir < 0.07)] = 2
     cloud = _halve(clouds.cloud)
     shade = _halve(clouds.shade)
+    character = character_of(spec)
+    if character is not None and rng.random() < character.missed:
+        blind = ndimage.gaussian_filter(wobble, 6.0) * 12.0 > float(rng.uniform(-0.5, 1.5))
+        cloud, shade = cloud * ~blind, shade * ~blind
+        # ^ real masks miss whole banks of cloud, not single pixels
     out[(shade > 0.4 + 0.1 * wobble) & (nir < 0.4)] = 3
     out[(cloud > 0.16 + 0.05 * wobble) & (cloud <= 0.4) & (wobble > -0.4)] = 10
     out[cloud > 0.38 + 0.10 * wobble] = 8
@@ -248,6 +285,9 @@ _BACKSCATTER = {
     "cliff": (-8.0, -15.5),
     "water": (-18.5, -26.0),
     "turbid": (-17.5, -25.0),
+    "wood": (-10.0, -15.0),
+    "gravel": (-10.0, -17.5),
+    "creeping": (-8.7, -15.4),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from catalog.errors import UsageError
@@ -13,13 +13,19 @@ __all__ = [
     "RegionSpec",
     "SeasonSpec",
     "Style",
+    "TerrainShape",
     "calibration_specs",
     "demo_spec",
+    "heldout_specs",
     "style_of",
+    "terrain_specs",
     "training_specs",
 ]
 
-StyleName = Literal["alpine", "himalaya", "arctic"]
+StyleName = Literal["alpine", "himalaya", "arctic", "karakoram", "patagonia", "alaska", "tien-shan"]
+Sensor = Literal["sentinel-2", "landsat-7", "landsat-8"]
+_SINCE: dict[str, int] = {"landsat-7": 1999, "landsat-8": 2013}
+# ^ first year a sensor delivers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,8 @@ class SeasonSpec:
     cloudiness
         Mean cloud cover of the season's scenes, 0 to 1.
     sensor
-        Who takes them: Sentinel-2, or Landsat 8, which does since 2013.
+        Who takes them: Sentinel-2, Landsat 8 since 2013, or Landsat 7 since 1999, whose scenes have
+        stripes of nothing since June 2003.
     course
         Snowiness and cloud cover of each scene in order of time, in the place of what is drawn from
         the two above; empty, or ``scenes`` pairs.
@@ -53,8 +60,25 @@ class SeasonSpec:
     scenes: int = 3
     snowiness: float = 0.2
     cloudiness: float = 0.2
-    sensor: Literal["sentinel-2", "landsat-8"] = "sentinel-2"
+    sensor: Sensor = "sentinel-2"
     course: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TerrainShape:
+    """A square of a real elevation model whose shape a region takes.
+
+    Parameters
+    ----------
+    path
+        Raster of heights, m, in any CRS.
+    lon, lat
+        Middle of the square, degrees (EPSG:4326).
+    """
+
+    path: str
+    lon: float
+    lat: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +101,8 @@ class RegionSpec:
         Seasons in order of time.
     sar, dem
         Whether radar scenes and an elevation model are delivered.
+    terrain
+        Real mountains under the made-up ice; None: the mountains are made up too.
     """
 
     name: str
@@ -88,6 +114,7 @@ class RegionSpec:
     seasons: tuple[SeasonSpec, ...] = ()
     sar: bool = True
     dem: bool = True
+    terrain: TerrainShape | None = None
 
     def __post_init__(self) -> None:
         if not self.seasons:
@@ -104,8 +131,9 @@ class RegionSpec:
                 raise UsageError(
                     f"season {season.label!r} asks for {season.scenes} scenes: 1 to 30"
                 )
-            if season.sensor == "landsat-8" and season.year < 2013:
-                raise UsageError(f"season {season.label!r}: Landsat 8 delivers since 2013")
+            since = _SINCE.get(season.sensor, 0)
+            if season.year < since:
+                raise UsageError(f"season {season.label!r}: {season.sensor} delivers since {since}")
             if season.course and len(season.course) != season.scenes:
                 raise UsageError(
                     f"season {season.label!r} has {season.scenes} scenes and a course of "
@@ -122,6 +150,8 @@ class RegionSpec:
     def as_json(self) -> str:
         """Canonical text of the spec; what is as usual is not said, so names outlive additions."""
         values = asdict(self)
+        if self.terrain is None:
+            del values["terrain"]
         usual = asdict(SeasonSpec("", 0))
         for season in values["seasons"]:
             for name in ("sensor", "course"):
@@ -151,13 +181,46 @@ class Style:
     """Height of the upper limit of vegetation below the equilibrium line."""
     rock_brightness: float
     moraine_m: float
+    melt: float = 1.0
+    """Factor on all melt: below 1 where debris shields long tongues."""
+    tongues: float = 0.0
+    """How much debris prefers the low ends of large glaciers."""
+    plants: tuple[str, str] = ("meadow", "meadow")
+    """What grows below the upper limit of vegetation, and what grows 350 m lower."""
+    varied: bool = False
+    """Whether each region has colours, roughness, dirt and sky of its own, see ``character``."""
 
 
 _STYLES: dict[str, Style] = {
-    "alpine": Style(2100.0, 900.0, 0.95, 0.22, 0.33, 0.0075, 2.2, 650.0, 1.0, 12.0),
-    "himalaya": Style(3100.0, 3300.0, 1.05, 0.23, 0.40, 0.0080, 1.8, 1100.0, 1.1, 20.0),
-    "arctic": Style(1250.0, 40.0, 0.75, 0.30, 0.27, 0.0055, 1.3, 480.0, 0.85, 8.0),
-}
+    "alpine": Style(
+        2100.0, 900.0, 0.95, 0.22, 0.34, 0.0075, 2.2, 650.0, 1.0, 16.0,
+        melt=0.85, tongues=0.2, plants=("meadow", "forest"), varied=True,
+    ),
+    "himalaya": Style(
+        3100.0, 3300.0, 1.05, 0.23, 0.42, 0.0080, 1.8, 1100.0, 1.1, 28.0,
+        melt=0.6, tongues=0.8, plants=("meadow", "shrub"), varied=True,
+    ),
+    "arctic": Style(
+        1250.0, 40.0, 0.75, 0.30, 0.28, 0.0055, 1.3, 480.0, 0.85, 10.0,
+        melt=0.9, plants=("tundra", "tundra"), varied=True,
+    ),
+    "karakoram": Style(
+        3300.0, 2900.0, 1.05, 0.24, 0.46, 0.0080, 1.8, 1300.0, 1.1, 34.0,
+        melt=0.5, tongues=1.0, plants=("steppe", "meadow"), varied=True,
+    ),
+    "patagonia": Style(
+        1900.0, 250.0, 0.90, 0.26, 0.30, 0.0095, 3.0, 500.0, 0.9, 14.0,
+        melt=0.9, plants=("shrub", "forest"), varied=True,
+    ),
+    "alaska": Style(
+        2300.0, 300.0, 0.90, 0.27, 0.36, 0.0080, 2.4, 600.0, 0.9, 18.0,
+        melt=0.7, tongues=0.5, plants=("tundra", "forest"), varied=True,
+    ),
+    "tien-shan": Style(
+        2500.0, 2300.0, 1.00, 0.23, 0.38, 0.0070, 1.6, 900.0, 1.0, 18.0,
+        melt=0.8, tongues=0.4, plants=("steppe", "forest"), varied=True,
+    ),
+}  # fmt: skip
 
 
 def style_of(spec: RegionSpec) -> Style:
@@ -183,49 +246,98 @@ def demo_spec() -> RegionSpec:
 
 
 def training_specs() -> tuple[RegionSpec, ...]:
-    """Return fifteen regions to train on; none shares seed or place with the demonstration.
+    """Return twenty regions to train on; none shares seed or place with the demonstration.
 
     The ice of each retreats over three seasons, so that ground which ice has left is as common
-    among what is learnt as it is among what will be mapped.
+    among what is learnt as it is among what will be mapped. Two regions in three have a season of
+    Landsat.
     """
     places: tuple[_Place, ...] = (
-        ("alpine", -36.2, 43.8, 15.0, 2017),
+        ("alpine", -36.2, 43.8, 14.0, 2017),
         ("himalaya", -45.4, 30.5, 16.0, 2018),
-        ("arctic", -1.8, 72.3, 15.0, 2019),
-        ("alpine", -128.6, -45.2, 15.0, 2016),
-        ("himalaya", 161.3, 33.7, 15.0, 2020),
-        ("alpine", -150.5, 50.4, 16.0, 2018),
-        ("arctic", -113.7, -62.4, 15.0, 2020),
-        ("himalaya", 86.2, -33.4, 15.0, 2017),
-        ("alpine", -21.3, 58.6, 15.0, 2019),
-        ("himalaya", -158.2, 38.3, 15.0, 2018),
-        ("alpine", 52.7, -46.9, 15.0, 2017),
-        ("arctic", -38.5, 57.1, 15.0, 2016),
-        ("himalaya", -60.8, 35.6, 15.0, 2019),
-        ("alpine", 170.4, 46.1, 15.0, 2020),
-        ("arctic", 96.3, -58.2, 15.0, 2018),
+        ("arctic", -1.8, 72.3, 14.0, 2019),
+        ("karakoram", -128.6, 35.2, 16.0, 2016),
+        ("patagonia", 161.3, -47.7, 14.0, 2020),
+        ("alaska", -150.5, 50.4, 15.0, 2018),
+        ("alpine", -113.7, -43.4, 14.0, 2020),
+        ("himalaya", 86.2, -33.4, 16.0, 2017),
+        ("karakoram", -21.3, 38.6, 16.0, 2019),
+        ("arctic", -158.2, -60.3, 14.0, 2018),
+        ("alaska", 52.7, 60.9, 15.0, 2017),
+        ("patagonia", -38.5, -52.1, 14.0, 2016),
+        ("himalaya", -60.8, 35.6, 16.0, 2019),
+        ("alpine", 170.4, 46.1, 14.0, 2020),
+        ("karakoram", 96.3, -38.2, 16.0, 2018),
+        ("alaska", -140.6, -55.3, 15.0, 2019),
+        ("arctic", -30.9, 63.4, 14.0, 2017),
+        ("himalaya", 148.8, 36.2, 16.0, 2016),
+        ("karakoram", -170.3, 33.1, 16.0, 2020),
+        ("alpine", -15.7, -46.6, 14.0, 2018),
     )
     return _retreating("TRAIN", 7100, places)
 
 
+def terrain_specs(path: str, middles: tuple[tuple[float, float], ...]) -> tuple[RegionSpec, ...]:
+    """Return regions to train on whose mountains are squares of a real elevation model.
+
+    Parameters
+    ----------
+    path
+        Raster of heights, m.
+    middles
+        Longitude and latitude of the middle of each square of 14 km. Glaciers, cover and light are
+        made up; the regions lie where no other does, not where the mountains are.
+    """
+    styles: tuple[StyleName, ...] = ("alpine", "himalaya", "alaska", "karakoram")
+    places: tuple[_Place, ...] = tuple(
+        (styles[i % 4], 20.5 + 7.0 * i, -36.0 - 3.0 * i, 14.0, 2016 + i % 5)
+        for i in range(len(middles))
+    )
+    return tuple(
+        replace(spec, terrain=TerrainShape(path, *middle))
+        for spec, middle in zip(_retreating("SHAPE", 8300, places), middles, strict=True)
+    )
+
+
 def calibration_specs() -> tuple[RegionSpec, ...]:
-    """Return six regions on which an ensemble's uncertainty is measured; no member sees them."""
+    """Return eight regions on which an ensemble's uncertainty is measured; no member sees them."""
     return _retreating(
         "CALIB",
         9200,
         (
             ("alpine", -24.9, 40.2, 12.0, 2018),
-            ("himalaya", 178.4, 31.2, 12.0, 2017),
+            ("himalaya", 178.4, 31.2, 13.0, 2017),
             ("arctic", -11.6, 67.8, 12.0, 2020),
-            ("alpine", -98.3, -47.4, 12.0, 2019),
-            ("himalaya", -52.1, 33.9, 12.0, 2020),
-            ("alpine", -140.7, 48.6, 12.0, 2016),
+            ("karakoram", -98.3, -37.4, 13.0, 2019),
+            ("patagonia", -52.1, -49.9, 12.0, 2020),
+            ("alaska", -134.7, 55.6, 12.0, 2016),
+            ("himalaya", 65.3, -30.8, 13.0, 2018),
+            ("alpine", -83.2, 47.3, 12.0, 2019),
+        ),
+    )
+
+
+def heldout_specs() -> tuple[RegionSpec, ...]:
+    """Return four regions of a style that no training region has, to measure an ensemble by."""
+    return _retreating(
+        "HELD",
+        9700,
+        (
+            ("tien-shan", -5.2, 42.9, 13.0, 2017),
+            ("tien-shan", 121.6, 40.7, 13.0, 2018),
+            ("tien-shan", -72.4, -41.6, 13.0, 2019),
+            ("tien-shan", 35.1, 44.8, 13.0, 2016),
         ),
     )
 
 
 _Place = tuple[StyleName, float, float, float, int]
 # ^ style, longitude and latitude of the centre, side in km, first year
+_SENSORS: tuple[tuple[Sensor, Sensor, Sensor], ...] = (
+    ("sentinel-2", "sentinel-2", "sentinel-2"),
+    ("landsat-8", "sentinel-2", "sentinel-2"),
+    ("landsat-7", "sentinel-2", "landsat-8"),
+)
 
 
 def _retreating(name: str, seed: int, places: tuple[_Place, ...]) -> tuple[RegionSpec, ...]:
@@ -244,8 +356,9 @@ def _retreating(name: str, seed: int, places: tuple[_Place, ...]) -> tuple[Regio
                     year=year + 3 * step,
                     ela_rise_m=(45.0 + 8.0 * (index % 3)) * step,
                     scenes=3,
-                    snowiness=0.1 + 0.05 * ((index + 2 * step) % 4),
+                    snowiness=0.05 + 0.09 * ((index + 2 * step) % 5),
                     cloudiness=0.15 + 0.05 * step,
+                    sensor=_SENSORS[index % 3][step],
                 )
                 for step in range(3)
             ),

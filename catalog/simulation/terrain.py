@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from catalog.errors import DataError
+
 from .noise import fractal, ridged, stream
 from .routing import accumulate, fill_depressions, incise, receivers
 from .spec import RegionSpec, style_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .spec import TerrainShape
 
 __all__ = ["drain", "enlarge", "make_bed", "slope_of"]
 
@@ -163,8 +167,44 @@ def _detail(seed: int, bed: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(bed + fine, dtype=np.float32)
 
 
+def _real_shape(shape: TerrainShape, side: int) -> NDArray[np.float64]:
+    """Heights of a real square of ``side`` cells of 40 m, (y, x) float64."""
+    import rasterio
+    from rasterio.transform import from_origin
+    from rasterio.warp import Resampling, reproject
+
+    here = f"+proj=laea +lat_0={shape.lat} +lon_0={shape.lon} +datum=WGS84 +units=m"
+    half = 20.0 * side
+    out = np.full((side, side), np.nan, dtype=np.float64)
+    with rasterio.open(shape.path) as source:
+        reproject(
+            rasterio.band(source, 1),
+            out,
+            dst_transform=from_origin(-half, half, 40.0, 40.0),
+            dst_crs=here,
+            dst_nodata=np.nan,
+            resampling=Resampling.cubic,
+        )
+    if not np.isfinite(out).all():
+        raise DataError(
+            f"{shape.path} does not hold the square of {side * 0.04:g} km around {shape.lon}, "
+            f"{shape.lat}: {np.isnan(out).mean():.0%} of it has no height",
+            kind="terrain-missing",
+        )
+    return np.asarray(ndimage.gaussian_filter(out, 1.0), dtype=np.float64)
+
+
 def make_bed(spec: RegionSpec) -> NDArray[np.float32]:
-    """Make the ice-free ground: (y, x) float32 elevation in metres on the 10 m grid."""
+    """Make the ice-free ground: (y, x) float32 elevation in metres on the 10 m grid.
+
+    Raises
+    ------
+    DataError
+        ``terrain-missing`` where a real elevation model does not hold the region's square.
+    """
+    if spec.terrain is not None:
+        real = enlarge(_real_shape(spec.terrain, spec.side_px // 4), spec.side_px, order=3)
+        return _detail(spec.seed, real)
     style = style_of(spec)
     side = spec.side_px
     seed = spec.seed
