@@ -206,19 +206,20 @@ def demo(
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder for scenes, catalogue and truth.")],
     region: Annotated[
-        str, typer.Option(help="`demo`, or a training or calibration region.")
+        str, typer.Option(help="`demo`, or a training, calibration or held-out region.")
     ] = "demo",
 ) -> None:
     """Make up a region: terrain, glaciers, scenes and a STAC catalogue, with known truth."""
     from catalog.simulation import (
         calibration_specs,
         demo_spec,
+        heldout_specs,
         simulate_region,
         training_specs,
     )
     from inventory_engine.display import RichShow
 
-    made_for = (*training_specs(), *calibration_specs())
+    made_for = (*training_specs(), *calibration_specs(), *heldout_specs())
     specs = {"demo": demo_spec()} | {spec.name: spec for spec in made_for}
     if region not in specs:
         raise UsageError(f"there is no region {region!r}; known are {', '.join(specs)}")
@@ -236,6 +237,13 @@ def train(
         Path,
         typer.Option(help="Folder for regions, finished members, metrics and the report."),
     ] = Path("work-train"),
+    terrain: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="FILE,LON,LAT: train also on a made-up region on the real mountains of an "
+            "elevation model, 14 km around a point; may be repeated."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Members trained at the same time.")] = 2,
     executor: Annotated[str, typer.Option(help="`processes` or `ray`.")] = "processes",
     network: Annotated[str | None, typer.Option(help="Form of the network.")] = None,
@@ -245,6 +253,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="`cpu` or `cuda`.")] = None,
 ) -> None:
     """Train an ensemble on made-up regions by regional cross-validation."""
+    from catalog.simulation import terrain_shape, terrain_specs, training_specs
     from inventory_engine.display import RichShow
     from model_serving.training import REPORT, Recipe, train_ensemble
 
@@ -261,6 +270,7 @@ def train(
         card = train_ensemble(
             out,
             work=work,
+            specs=(*training_specs(), *terrain_specs([terrain_shape(t) for t in terrain or ()])),
             recipe=recipe,
             workers=workers,
             executor=executor,

@@ -24,7 +24,7 @@ def comparison_regions(
 ) -> list[PreparedRegion]:
     """Take the regions that a training has prepared; simulate its own where there are none.
 
-    The engine's calibration regions are left out: nothing is ever chosen by them.
+    The engine's calibration and held-out regions are left out: nothing is ever chosen by them.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ def comparison_regions(
     progress
         Called with a label, the number done and the number in all.
     """
-    from catalog.simulation import calibration_specs, training_specs
+    from catalog.simulation import calibration_specs, heldout_specs, training_specs
 
-    held_back = {spec.name for spec in calibration_specs()}
+    held_back = {spec.name for spec in (*calibration_specs(), *heldout_specs())}
     notes = sorted((work / "regions").glob("*/prepared.json"))
     found = [read_region(note.parent) for note in notes]
     regions = [region for region in found if region.name not in held_back]

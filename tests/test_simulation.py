@@ -27,6 +27,7 @@ from catalog.simulation import (
     demo_spec,
     heldout_specs,
     simulate_region,
+    terrain_shape,
     terrain_specs,
     training_specs,
 )
@@ -336,7 +337,7 @@ def test_the_sun_stands_south_at_noon_in_the_north_and_north_in_the_south() -> N
 
 def test_the_demonstration_and_what_ensembles_are_measured_on_are_in_no_training_set() -> None:
     demo, training = demo_spec(), training_specs()
-    shapes = terrain_specs("heights.tif", ((10.7, 46.8), (11.0, 46.8), (10.7, 46.9)))
+    shapes = terrain_specs([TerrainShape("heights.tif", lon, 46.8) for lon in (10.6, 10.8, 11.0)])
     measured = (*calibration_specs(), *heldout_specs())
     everything = (demo, *training, *shapes, *measured)
     assert (len(training), len(measured)) == (20, 12)
@@ -417,6 +418,14 @@ def test_a_region_takes_the_shape_of_real_mountains(tmp_path: Path) -> None:
     assert "terrain" not in json.loads(SMALL.as_json())
 
 
+@pytest.mark.parametrize(
+    "text", ["heights.tif", "heights.tif,10.0", "heights.tif,east,46", "no,1,2"]
+)
+def test_a_terrain_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"FILE,LON,LAT|no elevation model"):
+        terrain_shape(text)
+
+
 @pytest.mark.parametrize("case", ["hole", "outside"])
 def test_heights_that_do_not_hold_the_square_are_refused(tmp_path: Path, case: str) -> None:
     path = made_heights(tmp_path / "heights.tif", hole=case == "hole")
@@ -431,7 +440,8 @@ def test_the_shipped_card_names_the_regions_the_members_saw_and_none_is_the_demo
     demo, ensemble = demo_spec(), load_ensemble()
     seen = {(r.name, r.seed) for r in ensemble.regions}
     measured = {(r["name"], r["seed"]) for r in ensemble.card["calibration_regions"]}
-    assert seen == {(spec.name, spec.seed) for spec in training_specs()}
+    shapes = terrain_specs([TerrainShape("heights.tif", lon, 46.8) for lon in (10.6, 10.8, 11.0)])
+    assert seen == {(spec.name, spec.seed) for spec in (*training_specs(), *shapes)}
     assert measured == {(spec.name, spec.seed) for spec in calibration_specs()}
     assert demo.seed not in {seed for _, seed in seen | measured}
     for region in ensemble.regions:

@@ -10,6 +10,7 @@ from .spec import (
     calibration_specs,
     demo_spec,
     heldout_specs,
+    terrain_shape,
     terrain_specs,
     training_specs,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "demo_spec",
     "heldout_specs",
     "simulate_region",
+    "terrain_shape",
     "terrain_specs",
     "training_specs",
 ]

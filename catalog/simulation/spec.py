@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from catalog.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "RegionSpec",
@@ -18,6 +22,7 @@ __all__ = [
     "demo_spec",
     "heldout_specs",
     "style_of",
+    "terrain_shape",
     "terrain_specs",
     "training_specs",
 ]
@@ -277,25 +282,39 @@ def training_specs() -> tuple[RegionSpec, ...]:
     return _retreating("TRAIN", 7100, places)
 
 
-def terrain_specs(path: str, middles: tuple[tuple[float, float], ...]) -> tuple[RegionSpec, ...]:
-    """Return regions to train on whose mountains are squares of a real elevation model.
+def terrain_shape(text: str) -> TerrainShape:
+    """Read ``FILE,LON,LAT``.
 
-    Parameters
-    ----------
-    path
-        Raster of heights, m.
-    middles
-        Longitude and latitude of the middle of each square of 14 km. Glaciers, cover and light are
-        made up; the regions lie where no other does, not where the mountains are.
+    Raises
+    ------
+    UsageError
+        Where it says something else, or there is no such file.
+    """
+    path, _, place = text.partition(",")
+    lon, _, lat = place.partition(",")
+    try:
+        shape = TerrainShape(path, float(lon), float(lat))
+    except ValueError:
+        raise UsageError(f"expected FILE,LON,LAT of an elevation model, found {text!r}") from None
+    if not Path(path).is_file():
+        raise UsageError(f"there is no elevation model {path!r}")
+    return shape
+
+
+def terrain_specs(shapes: Sequence[TerrainShape]) -> tuple[RegionSpec, ...]:
+    """Return regions to train on, 14 km wide, whose mountains are squares of real elevation models.
+
+    Glaciers, cover and light are made up; the regions lie where no other does, not where the
+    mountains are. Squares must not overlap: folds would share mountains.
     """
     styles: tuple[StyleName, ...] = ("alpine", "himalaya", "alaska", "karakoram")
     places: tuple[_Place, ...] = tuple(
         (styles[i % 4], 20.5 + 7.0 * i, -36.0 - 3.0 * i, 14.0, 2016 + i % 5)
-        for i in range(len(middles))
+        for i in range(len(shapes))
     )
     return tuple(
-        replace(spec, terrain=TerrainShape(path, *middle))
-        for spec, middle in zip(_retreating("SHAPE", 8300, places), middles, strict=True)
+        replace(spec, terrain=shape)
+        for spec, shape in zip(_retreating("SHAPE", 8300, places), shapes, strict=True)
     )
 
 
