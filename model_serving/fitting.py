@@ -265,7 +265,7 @@ class _Run:
             stop.because(f"the loss became {loss.item()}", kind="loss-not-finite")
         total = loss
         if stages:
-            squares = torch.stack([stage.square().mean() for stage in stages]).sum()
+            squares = torch.stack([_mean_square(stage) for stage in stages]).sum()
             total = loss + self.settings.restraint * squares
         self.optimiser.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
@@ -371,6 +371,15 @@ def _outputs(network: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[to
         return network.classified(stages), stages
     logits: torch.Tensor = network(x)
     return logits, []
+
+
+def _mean_square(x: torch.Tensor) -> torch.Tensor:
+    """Mean square of all numbers.
+
+    By way of the norm, whose gradient lies in memory as ``x`` does: that of a mean does not, and
+    every pass over it from there on would jump through memory.
+    """
+    return torch.linalg.vector_norm(x, dtype=torch.float32).square() / x.numel()
 
 
 def _check_labels(labels: torch.Tensor, classes: int, stop: _Stop) -> None:
