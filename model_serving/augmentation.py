@@ -170,21 +170,23 @@ def _vary_light(raw: Array, rng: np.random.Generator, how: Augmentation) -> Arra
     sizes = (how.gain_sd, how.band_gain_sd, how.haze_sd, how.noise_sd)
     if not any((*sizes, how.contrast, how.brightness)):
         return raw
-    light = raw[_OPTICAL] ** 2
+    light = raw[_OPTICAL]
+    np.square(light, out=light)
     gain = math.exp(rng.normal(0, how.gain_sd)) * np.exp(
         rng.normal(0, how.band_gain_sd, len(light))
     )
     haze = abs(rng.normal(0, how.haze_sd)) * _HAZE
-    light = light * gain[:, None, None] + haze[:, None, None]
+    light *= gain.astype(np.float32)[:, None, None]
+    light += haze.astype(np.float32)[:, None, None]
     if how.contrast:
         count = np.maximum(np.isfinite(light).sum(axis=(1, 2), keepdims=True), 1)
         mean = np.nansum(light, axis=(1, 2), keepdims=True) / count
-        light = mean + (light - mean) * (1 + rng.uniform(-how.contrast, how.contrast))
+        light[:] = mean + (light - mean) * (1 + rng.uniform(-how.contrast, how.contrast))
     if how.brightness:
         light += rng.uniform(-how.brightness, how.brightness)
     if how.noise_sd:
-        light += rng.normal(0, how.noise_sd, light.shape)
-    raw[_OPTICAL] = np.sqrt(np.maximum(light, 0))
+        light += np.float32(how.noise_sd) * rng.standard_normal(light.shape, np.float32)
+    np.sqrt(np.maximum(light, 0, out=light), out=light)
     return raw
 
 
@@ -223,19 +225,23 @@ def _moved(raw: Array, labels: Array, affine: Array, edge: int) -> tuple[Array, 
     """Resample features and labels in one go."""
     if edge == len(labels) and np.array_equal(affine, np.eye(2, 3)):
         return raw, labels
-    there = np.isfinite(raw)
-    values = torch.from_numpy(np.concatenate((np.where(there, raw, 0), there)).astype(np.float32))
-    whole = torch.from_numpy(np.concatenate((there, (_UNKNOWN - labels)[None])).astype(np.float32))
+    count, there = len(raw), np.isfinite(raw)
+    layers = np.zeros((2 * count, *labels.shape), np.float32)
+    np.copyto(layers[:count], raw, where=there)
+    layers[count:] = there
+    whole = np.concatenate((layers[count:], np.float32(_UNKNOWN) - labels[None]))
     # ^ beyond the source all is 0: nothing there, and label 255
     theta = torch.from_numpy(affine)[None].float()
     grid = functional.affine_grid(theta, [1, 1, edge, edge], align_corners=False)
 
-    def sampled(layers: torch.Tensor, mode: str) -> Array:
-        out = functional.grid_sample(layers[None], grid, mode, "zeros", align_corners=False)
+    def sampled(layers: Array, mode: str) -> Array:
+        wanted = torch.from_numpy(layers)[None]
+        out = functional.grid_sample(wanted, grid, mode, "zeros", align_corners=False)
         return np.asarray(out[0].numpy())
 
-    total, weight = np.split(sampled(values, "bilinear"), 2)
+    x, weight = np.split(sampled(layers, "bilinear"), 2)
     nearest = sampled(whole, "nearest")
     present = (nearest[:-1] > 0) & (weight > 0)
-    x = np.where(present, total / np.where(present, weight, 1), np.float32(np.nan))
+    np.divide(x, weight, out=x, where=present)
+    np.copyto(x, np.nan, where=~present)
     return x, (_UNKNOWN - nearest[-1]).astype(np.uint8)

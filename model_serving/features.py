@@ -100,5 +100,8 @@ class Normalisation:
         """Normalise ``(..., channel, y, x)``; what is missing becomes 0, the training mean."""
         mean = np.asarray(self.mean, np.float32)[:, None, None]
         std = np.asarray(self.std, np.float32)[:, None, None]
-        out = np.clip((raw - mean) / std, -_LIMIT, _LIMIT)
-        return np.asarray(np.nan_to_num(out, copy=False, nan=0.0), np.float32)
+        out = np.asarray(raw - mean, np.float32)
+        out /= std
+        np.clip(out, -_LIMIT, _LIMIT, out=out)
+        np.copyto(out, 0, where=np.isnan(out))
+        return out

@@ -379,7 +379,8 @@ def _mean_square(x: torch.Tensor) -> torch.Tensor:
     By way of the norm, whose gradient lies in memory as ``x`` does: that of a mean does not, and
     every pass over it from there on would jump through memory.
     """
-    return torch.linalg.vector_norm(x, dtype=torch.float32).square() / x.numel()
+    length: torch.Tensor = torch.linalg.vector_norm(x, dtype=torch.float32)
+    return length.square() / x.numel()
 
 
 def _check_labels(labels: torch.Tensor, classes: int, stop: _Stop) -> None:

@@ -134,7 +134,7 @@ def test_resampling_is_that_of_the_shipped_members_training(edge: int):
     assert (y == nearest.numpy()).all()
 
 
-def test_light_radar_and_lost_inputs_are_varied_as_the_shipped_members_training_did():
+def test_light_radar_and_lost_inputs_are_varied_by_the_formula():
     """The same random numbers, taken in the same order, in the formula written down once more."""
     raw, labels = window()
     how = Augmentation(quarter_turns=False, flip=0.0)
@@ -144,13 +144,13 @@ def test_light_radar_and_lost_inputs_are_varied_as_the_shipped_members_training_
         gain = math.exp(rng.normal(0, 0.08)) * np.exp(rng.normal(0, 0.04, 6))
         haze = abs(rng.normal(0, 0.02)) * np.array([1, 0.8, 0.6, 0.4, 0.1, 0.05])
         light = raw[:6] ** 2 * gain[:, None, None] + haze[:, None, None]
-        light += rng.normal(0, 0.004, (6, EDGE, EDGE))
+        light += 0.004 * rng.standard_normal((6, EDGE, EDGE), np.float32)
         wanted[:6] = np.sqrt(np.maximum(light, 0))
         wanted[6:8] += rng.normal(0, 0.7)
         lost = rng.choice(4, p=(0.35, 0.3, 0.1, 0.25))
         wanted[6:8] = np.nan if lost in (0, 1) else wanted[6:8]
         wanted[8:] = np.nan if lost in (0, 2) else wanted[8:]
-        np.testing.assert_array_equal(x, wanted)
+        np.testing.assert_allclose(x, wanted, rtol=0, atol=1e-5)
 
 
 def test_zooms_are_log_uniform_between_half_a_window_and_one_and_a_half():
