@@ -19,6 +19,7 @@ Needs torch and numpy only.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -264,7 +265,8 @@ class Head(nn.Module):
     """Fuse all stages at half resolution and classify.
 
     The 1 x 1 fusion is linear, so each stage is projected at its own resolution and only the sum is
-    upsampled: the same numbers as fusing the upsampled stages, at a fraction of the work.
+    upsampled: the same numbers as fusing the upsampled stages, at a fraction of the work. And all
+    that happens to a stage before the sum, projection, normalisation and fusion, is one matrix.
     """
 
     def __init__(self, config: GlacierSegConfig) -> None:
@@ -286,15 +288,45 @@ class Head(nn.Module):
         Where the network redraws them, what it redraws instead of the logits.
         """
         size = stages[0].shape[-2:]
-        total = torch.zeros(())
+        parts = []
         for x, project, fuse in zip(stages, self.project, self.fuse, strict=True):
-            part = fuse(project(x))
+            with torch.autocast(x.device.type, enabled=False):
+                matrix, shift = _projected(x, project, fuse)
+            part = functional.conv2d(x, matrix[..., None, None], shift)
             if part.shape[-2:] != size:
                 part = functional.interpolate(part, size, mode="bilinear", align_corners=False)
-            total = total + part
+            parts.append(part)
+        total = functools.reduce(torch.add, parts)
         fused = torch.relu(self.fuse_norm(total))
         out: torch.Tensor = self.classify(torch.relu(self.smooth_norm(self.smooth(fused))))
         return out
+
+
+def _projected(x: torch.Tensor, project: Any, fuse: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrix ``(out, in)`` and shift of a projection, its normalisation and its fusion.
+
+    Mean and variance of what is projected follow from mean and covariance of its input, which has
+    fewer channels: ``W m`` and the diagonal of ``W S W^T``. So it need not be made.
+
+    ``project`` is a 1 x 1 convolution and its batch normalisation, ``fuse`` a 1 x 1 convolution.
+    """
+    linear, norm = project
+    weight = linear.weight[..., 0, 0]
+    if norm.training:
+        pixels = x.movedim(1, -1).flatten(0, 2)
+        count, centre = len(pixels), pixels.mean(dim=0)
+        apart = pixels - centre
+        mean = weight @ centre
+        variance = (weight @ (apart.T @ apart / count) * weight).sum(dim=1)
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / max(1, count - 1), norm.momentum)
+            norm.num_batches_tracked += 1
+    else:
+        mean, variance = norm.running_mean, norm.running_var
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    spread = fuse.weight[..., 0, 0]
+    return spread @ (scale[:, None] * weight), spread @ (norm.bias - scale * mean)
 
 
 class Detail(nn.Module):
