@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model_serving.selective_scan import Backend, selective_scan
+from model_serving.selective_scan import Backend, available_backends, selective_scan
 
 __all__ = ["GlacierSeg", "GlacierSegConfig"]
 
@@ -188,7 +188,10 @@ class Mamba(nn.Module):
 
     def forward(self, x: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
         """Mix ``(batch, token, channel)`` along the tokens; each sees itself and earlier ones."""
-        u, gate = self.inwards(x).chunk(2, dim=-1)
+        both = self.inwards(x)
+        if _compiled(both, backend):
+            return self._mixed_compiled(both)
+        u, gate = both.chunk(2, dim=-1)
         count, length = self.taps.shape[1], u.shape[1]
         padded = functional.pad(u, (0, 0, count - 1, 0))
         mixed: torch.Tensor = self.taps_bias
@@ -202,6 +205,29 @@ class Mamba(nn.Module):
         )
         out: torch.Tensor = self.outwards(y * functional.silu(gate))
         return out
+
+    def _mixed_compiled(self, both: torch.Tensor) -> torch.Tensor:
+        """The same in one compiled function, whose way back does not go through every slice."""
+        from model_serving.compiled.mixing import NumbaMixer
+
+        select, step = self.select.weight, self.step
+        rates, direct = -torch.exp(self.log_rate), self.direct
+        y = NumbaMixer.apply(  # type: ignore[no-untyped-call]
+            both, self.taps, self.taps_bias, select, step.weight, step.bias, rates, direct
+        )
+        out: torch.Tensor = self.outwards(y)
+        return out
+
+
+def _compiled(both: torch.Tensor, backend: Backend) -> bool:
+    """Whether compiled code can mix ``(batch, token, 2 * channel)``."""
+    return (
+        backend in ("auto", "numba")
+        and both.device.type == "cpu"
+        and both.dtype == torch.float32
+        and both.shape[-1] % 32 == 0
+        and "numba" in available_backends()
+    )
 
 
 class Stage(nn.Module):

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig, Head, Involution
+from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig, Head, Involution, Mamba
 
 TURNS = (">", "<", "v", "^")
 
@@ -208,3 +208,47 @@ def test_the_network_imports_with_torch_and_numpy_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_head_in_training_is_projection_normalisation_and_fusion_one_after_the_other():
+    torch.manual_seed(2)
+    config = GlacierSegConfig()
+    head, plain = Head(config), Head(config)
+    plain.load_state_dict(head.state_dict())
+    stages = [3 + torch.randn(2, w, 16 >> k, 16 >> k) for k, w in enumerate(config.widths)]
+
+    def up(x):
+        return torch.nn.functional.interpolate(x, (16, 16), mode="bilinear", align_corners=False)
+
+    parts = (up(f(p(x))) for x, p, f in zip(stages, plain.project, plain.fuse, strict=True))
+    fused = torch.relu(plain.fuse_norm(sum(parts)))
+    wanted = plain.classify(torch.relu(plain.smooth_norm(plain.smooth(fused))))
+    found = head(stages)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    for (name, one), other in zip(head.named_buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6), name
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    for (name, one), other in zip(head.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=2e-2), name
+
+
+@pytest.mark.parametrize(("width", "length"), [(16, 1), (16, 70), (48, 33)])
+def test_the_compiled_mixer_and_its_way_back_are_those_of_torch(width: int, length: int):
+    torch.manual_seed(3)
+    mixer = Mamba(width, GlacierSegConfig())
+    x = torch.randn(2, length, width, requires_grad=True)
+    towards = torch.randn(2, length, width)
+    inputs = [x, *mixer.parameters()]
+
+    def mixed(backend):
+        y = mixer(x, backend=backend)
+        return [y.detach(), *torch.autograd.grad(y, inputs, towards)]
+
+    found, wanted = mixed("numba"), mixed("torch")
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-7)
+    again = mixed("numba")
+    assert all(
+        a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(found, again, strict=True)
+    )

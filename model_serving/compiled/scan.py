@@ -27,7 +27,7 @@ from model_serving.compiled.lanes import (
     total,
 )
 
-__all__ = ["NumbaScan", "rate_lanes", "scan_gated"]
+__all__ = ["NumbaScan", "rate_lanes", "scan_backward", "scan_forward", "scan_gated"]
 
 Array = npt.NDArray[Any]
 
@@ -210,36 +210,56 @@ def _laid_out(tensors: tuple[torch.Tensor, ...]) -> list[Array]:
     return [u_, delta_, rate_lanes(A_), B_, C_, D_]
 
 
+def scan_forward(*tensors: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scan, and the states that the way back starts from where they are to be kept.
+
+    Parameters
+    ----------
+    tensors
+        ``u, delta, A, B, C, D`` of :func:`model_serving.selective_scan.selective_scan`, float32 on
+        the CPU.
+    keep
+        Whether there will be a way back.
+    """
+    arrays = _laid_out(tensors)
+    u, _, rates = arrays[:3]
+    y = np.empty_like(u)
+    shape = (len(u), -(-u.shape[1] // _SEGMENT), *rates.shape)
+    save = np.empty(shape if keep else (0,) * 5, np.float32)
+    _forward(*arrays, y, save)
+    return torch.from_numpy(y)[..., : tensors[0].shape[2]], torch.from_numpy(save)
+
+
+def scan_backward(
+    grad: torch.Tensor, *tensors: torch.Tensor, save: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of ``u, delta, A, B, C, D`` from that of the result of :func:`scan_forward`."""
+    u, delta, rates, B, C, D = _laid_out(tensors)
+    channels = grad.shape[2]
+    back = _padded(grad, u.shape[2], 2)
+    du, ddelta, dB, dC = (np.empty_like(a) for a in (u, delta, B, C))
+    drates, dD = np.zeros_like(rates), np.zeros_like(D)
+    inputs = (back, u, delta, rates, B, C, D, save.numpy())
+    _backward(*inputs, du, ddelta, drates, dB, dC, dD)
+    dA = drates.swapaxes(1, 2).reshape(-1, rates.shape[1])[:channels]
+    parts = (du[..., :channels], ddelta[..., :channels], dA, dB, dC, dD[:channels])
+    return tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
+
+
 class NumbaScan(torch.autograd.Function):
     """Autograd binding of the compiled scan; called through ``selective_scan`` only."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: torch.Tensor) -> torch.Tensor:
         """Scan float32 tensors ``u, delta, A, B, C, D`` on the CPU."""
-        arrays = _laid_out(tensors)
-        u, _, rates = arrays[:3]
-        y = np.empty_like(u)
-        wanted = any(ctx.needs_input_grad)
-        shape = (len(u), -(-u.shape[1] // _SEGMENT), *rates.shape)
-        save = np.empty(shape if wanted else (0,) * 5, np.float32)
-        _forward(*arrays, y, save)
-        if wanted:
-            ctx.save_for_backward(*tensors, torch.from_numpy(save))
-            # ^ the inputs themselves, so that a change of them in between is noticed
-        return torch.from_numpy(y)[..., : tensors[0].shape[2]]
+        y, save = scan_forward(*tensors, keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(*tensors, save)
+        # ^ the inputs themselves, so that a change of them in between is noticed
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Gradients of all six inputs."""
         *tensors, save = ctx.saved_tensors
-        u, delta, rates, B, C, D = _laid_out(tuple(tensors))
-        channels = grads[0].shape[2]
-        grad = _padded(grads[0], u.shape[2], 2)
-        du, ddelta, dB, dC = (np.empty_like(a) for a in (u, delta, B, C))
-        drates, dD = np.zeros_like(rates), np.zeros_like(D)
-        inputs = (grad, u, delta, rates, B, C, D, save.numpy())
-        _backward(*inputs, du, ddelta, drates, dB, dC, dD)
-        dA = drates.swapaxes(1, 2).reshape(-1, rates.shape[1])[:channels]
-        parts = (du[..., :channels], ddelta[..., :channels], dA, dB, dC, dD[:channels])
-        return tuple(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)
+        return scan_backward(grads[0], *tensors, save=save)
