@@ -280,10 +280,11 @@ class _Run:
     def _check(self, x: torch.Tensor, labels: torch.Tensor, stop: _Stop) -> None:
         if not len(x) or not labels.numel():
             stop.because("the batch holds no pixel", kind="empty-batch")
-        if not torch.isfinite(x).all():
+        if not torch.stack(x.aminmax()).isfinite().all():
             stop.because("inputs are not finite", kind="input-not-finite")
-        known = labels[labels != UNKNOWN]
-        alone = not known.numel() or bool((known == known[0]).all())
+        unknown = labels == UNKNOWN
+        least = labels.masked_fill(unknown, UNKNOWN + 1).min()
+        alone = bool(labels.masked_fill(unknown, -1).max() <= least)
         self.history.lonely = self.history.lonely + 1 if alone else 0
         if self.history.lonely >= _LONELY:
             stop.because(f"{_LONELY} batches in a row hold one class at most", kind="one-class")

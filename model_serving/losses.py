@@ -93,11 +93,12 @@ def cross_entropy_dice(
     if not known.any():
         return logits.sum() * 0
         # ^ nothing can be learnt where nothing is known
-    entropy = functional.cross_entropy(logits, labels, weight=weights, ignore_index=ignore)
-    probability = logits.softmax(dim=1) * known.unsqueeze(1)
-    classes = logits.shape[1]
-    target = functional.one_hot(labels.masked_fill(~known, 0), classes).permute(0, 3, 1, 2)
-    target = target * known.unsqueeze(1)
+    log_p = logits.contiguous().log_softmax(dim=1)
+    # ^ class by class: else it goes through the image in steps of as many numbers as classes
+    entropy = functional.nll_loss(log_p, labels, weight=weights, ignore_index=ignore)
+    probability = log_p.exp() * known.unsqueeze(1)
+    classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
+    target = (labels.unsqueeze(1) == classes).to(logits.dtype)
     return entropy + _dice(probability, target, dim=(0, 2, 3))
 
 
@@ -292,10 +293,9 @@ def _weighted_mean(
 
 def _dice(probability: torch.Tensor, target: torch.Tensor, *, dim: tuple[int, ...]) -> torch.Tensor:
     overlap = (probability * target).sum(dim=dim)
-    size = (probability + target).sum(dim=dim)
-    present = target.sum(dim=dim) > 0
-    dice = 1 - (2 * overlap + 1) / (size + 1)
-    return dice[present].mean()
+    count = target.sum(dim=dim)
+    dice = 1 - (2 * overlap + 1) / (probability.sum(dim=dim) + count + 1)
+    return dice[count > 0].mean()
 
 
 def _tversky(
