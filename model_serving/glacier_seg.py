@@ -134,6 +134,11 @@ class Involution(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, inside, y, x)`` to ``(batch, outside, y / 2, x / 2)``."""
         kernels = self.span(torch.relu(self.reduce(functional.avg_pool2d(x, 2))))
+        if _compiled(x, "auto"):
+            from model_serving.compiled.involution import NumbaGather
+
+            gathered: torch.Tensor = NumbaGather.apply(x, kernels)  # type: ignore[no-untyped-call]
+            return self.norm(self.mix(gathered))  # type: ignore[no-any-return]
         padded = functional.pad(x, (1, 1, 1, 1))
         height, width = kernels.shape[-2:]
         total = torch.zeros(())
@@ -189,7 +194,7 @@ class Mamba(nn.Module):
     def forward(self, x: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
         """Mix ``(batch, token, channel)`` along the tokens; each sees itself and earlier ones."""
         both = self.inwards(x)
-        if _compiled(both, backend):
+        if both.shape[-1] % 32 == 0 and _compiled(both, backend):
             return self._mixed_compiled(both)
         u, gate = both.chunk(2, dim=-1)
         count, length = self.taps.shape[1], u.shape[1]
@@ -219,13 +224,12 @@ class Mamba(nn.Module):
         return out
 
 
-def _compiled(both: torch.Tensor, backend: Backend) -> bool:
-    """Whether compiled code can mix ``(batch, token, 2 * channel)``."""
+def _compiled(x: torch.Tensor, backend: Backend) -> bool:
+    """Whether compiled code can be given this tensor."""
     return (
         backend in ("auto", "numba")
-        and both.device.type == "cpu"
-        and both.dtype == torch.float32
-        and both.shape[-1] % 32 == 0
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
         and "numba" in available_backends()
     )
 

@@ -75,6 +75,24 @@ def test_involution_equals_its_definition_by_unfolding():
     assert torch.allclose(layer(x), truth, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [3, 11, 16, 20])
+def test_the_compiled_involution_and_its_way_back_are_those_of_torch(channels: int, monkeypatch):
+    torch.manual_seed(2)
+    layer = Involution(channels, 12)
+    x = torch.randn(2, channels, 20, 24, requires_grad=True)
+    inputs, towards = [x, *layer.parameters()], torch.randn(2, 12, 10, 12)
+
+    def halved():
+        y = layer(x)
+        return [y.detach(), *torch.autograd.grad(y, inputs, towards)]
+
+    found, again = halved(), halved()
+    monkeypatch.setattr("model_serving.glacier_seg.available_backends", lambda: ("torch",))
+    for one, twice, other in zip(found, again, halved(), strict=True):
+        assert torch.equal(one, twice)
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-4)
+
+
 def test_a_pixel_depends_on_rows_above_but_the_scan_never_on_tokens_below():
     scan = GlacierSeg().stages[0].scan.eval()
     torch.manual_seed(3)
