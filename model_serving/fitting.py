@@ -143,7 +143,7 @@ def fit(
     """Train a network, or go on where its last checkpoint was written.
 
     On a GPU and on a CPU alike the network runs under autocast to bfloat16, which needs no scaling
-    of the loss; Glacier-Seg lets it reach its head only.
+    of the loss; Glacier-Seg lets it reach its head and its detail only.
 
     Early stopping and the one cycle go together like this. The cycle is laid out for all
     ``steps``. What is validated is the moving average of the weights, which is smooth at any rate.

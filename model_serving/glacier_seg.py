@@ -439,11 +439,14 @@ class GlacierSeg(nn.Module):
                 f"windows must be multiples of {self.config.stride} px, found {height} x {width}"
             )
         features = []
-        # Normalisation and scan stay in the input's precision; autocast reaches the head only,
-        # which holds nine tenths of the arithmetic.
-        with torch.autocast(x.device.type, enabled=False):
-            if self.detail is not None:
+        if self.detail is not None:
+            # In training it may be as coarse as what is added to it in the head's precision.
+            half = self.training and torch.is_autocast_enabled(x.device.type)
+            with torch.autocast(x.device.type, enabled=half):
                 features.append(self.detail.looked(x))
+        # Normalisation and scan stay in the input's precision; autocast reaches head and detail,
+        # which hold nine tenths of the arithmetic.
+        with torch.autocast(x.device.type, enabled=False):
             for stage in self.stages:
                 x = stage(x, backend=backend)
                 features.append(x)
