@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol, get_args
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ __all__ = [
     "FixedWindows",
     "History",
     "Loss",
+    "Precision",
     "Sampler",
     "Validate",
     "fit",
@@ -43,6 +44,7 @@ __all__ = [
 Batch = tuple[torch.Tensor, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Validate = Callable[[nn.Module], dict[str, float]]
+Precision = Literal["bfloat16", "float32"]
 
 UNKNOWN = 255
 _LONELY = 50
@@ -83,9 +85,16 @@ class FitSettings:
     """Validations without a better score after which training ends; 0 = it never ends early."""
     keep_statistics: bool = False
     """Leave mean and variance of batch normalisations as they are: for fine-tuning."""
+    precision: Precision = "bfloat16"
+    """Of what autocast may halve; a processor without bfloat16 is faster with ``float32``."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise UsageError(
+                f"no training has the precision {self.precision!r}; choose one of "
+                f"{', '.join(get_args(Precision))}"
+            )
         if (
             self.steps < 1
             or self.checkpoint_every < 1
@@ -142,8 +151,9 @@ def fit(
 ) -> Fit:
     """Train a network, or go on where its last checkpoint was written.
 
-    On a GPU and on a CPU alike the network runs under autocast to bfloat16, which needs no scaling
-    of the loss; Glacier-Seg lets it reach its head and its detail only.
+    On a GPU and on a CPU alike the network runs under autocast to bfloat16 unless the settings say
+    otherwise, which needs no scaling of the loss; Glacier-Seg lets it reach its head and its detail
+    only.
 
     Early stopping and the one cycle go together like this. The cycle is laid out for all
     ``steps``. What is validated is the moving average of the weights, which is smooth at any rate.
@@ -257,7 +267,8 @@ class _Run:
         self._check(x, labels, stop)
         x, labels = x.to(self.device), labels.to(self.device)
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        half = self.settings.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             logits, stages = _outputs(self.network, x)
         _check_labels(labels, logits.shape[1], stop)
         loss = self.loss(logits, labels)

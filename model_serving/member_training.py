@@ -26,7 +26,15 @@ from model_serving.checkpoints import Checkpoints
 from model_serving.datasets.sampling import Draw, WindowSource
 from model_serving.ensemble import pack_member
 from model_serving.features import CHANNELS, STATISTICS_STEP, Normalisation
-from model_serving.fitting import FitSettings, FixedWindows, History, Loss, Validate, fit
+from model_serving.fitting import (
+    FitSettings,
+    FixedWindows,
+    History,
+    Loss,
+    Precision,
+    Validate,
+    fit,
+)
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 from model_serving.losses import class_weights_from_counts, make_loss
 from model_serving.networks import build_network
@@ -101,6 +109,8 @@ class Recipe:
     checkpoint_every: int = 100
     keep_statistics: bool = False
     """Of batch normalisations: for fine-tuning."""
+    precision: Precision = "bfloat16"
+    """See :class:`model_serving.fitting.FitSettings`."""
     device: str = "cpu"
 
     @property
@@ -116,6 +126,7 @@ class Recipe:
             validate_every=self.validate_every,
             patience=self.patience,
             keep_statistics=self.keep_statistics,
+            precision=self.precision,
             device=self.device,
         )
 

@@ -48,6 +48,17 @@ def test_any_network_from_pixels_to_logits_can_be_trained():
     assert np.mean(made.history.losses[-5:]) < 0.6 * np.mean(made.history.losses[:5])
 
 
+def test_precision_is_one_of_two_and_either_learns_the_same():
+    with pytest.raises(UsageError, match="no training has the precision 'float16'"):
+        FitSettings(precision="float16")  # type: ignore[arg-type]
+    half, whole = (
+        fit(network(), Blobs(1), FitSettings(steps=8, precision=p), loss=LOSS).history.losses
+        for p in ("bfloat16", "float32")
+    )
+    assert half != whole
+    assert half == pytest.approx(whole, rel=0.05)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 5, 6])
 def test_even_a_training_of_a_few_steps_comes_to_its_end(steps: int):
     made = fit(network(), Blobs(1), FitSettings(steps=steps), loss=LOSS)
