@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,23 @@ import numpy.typing as npt
 import torch
 
 from catalog.cube import CLASSES, ICE_CLASSES
-from model_serving.ensemble import load_ensemble
+from model_serving.calibration import ProbabilityCounts, with_temperature
+from model_serving.ensemble import Member, load_ensemble
 from model_serving.folds import OUTSIDE
 from model_serving.inference import map_features, with_ice_offset
-from model_serving.member_calibration import MapSample, calibration_errors, choose_temperatures
-from model_serving.metrics import Overlaps, confusion_matrix, iou, ratio_masks
-from model_serving.regions import PreparedRegion
+from model_serving.measured import Measured
+from model_serving.member_calibration import MapSample, calibration_counts, choose_temperatures
+from model_serving.metrics import Overlaps, boundary_distance, iou, mapped_classes, ratio_masks
+from model_serving.parallel import run_jobs
+from model_serving.regions import UNKNOWN, PreparedRegion
 from model_serving.runtimes import choose_runtime
+from model_serving.scores import MapCounts, count_map, glacier_zones
 
 __all__ = ["area_calibration", "evaluate_calibration", "evaluate_out_of_fold"]
 
 Array = npt.NDArray[Any]
+Report = Callable[[int, int], None]
+
 _OFFSETS = (0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5)
 # ^ offsets tried: rare classes weigh more in the loss, so untouched logits may see too much ice
 _NOMINAL = 0.6827
@@ -34,6 +39,8 @@ _LEAST_KM2 = 0.01
 # ^ smaller glaciers are left out: the smallest polygon of RGI 7.0
 _SAMPLE_STEP = 7
 # ^ every seventh row and column of a map are enough to fit one number and to count calibration
+_SAMPLE_MOST = 200_000
+# ^ pixels of a large map that are enough too
 
 
 def evaluate_out_of_fold(
@@ -41,21 +48,33 @@ def evaluate_out_of_fold(
     regions: Sequence[PreparedRegion],
     *,
     workers: int = 2,
-    report: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+    executor: str = "processes",
+    report: Report | None = None,
+) -> tuple[dict[str, Any], Measured]:
     """Map every training region by the members that hold it out and score the maps.
+
+    Parameters
+    ----------
+    folder
+        Of the ensemble.
+    regions
+        Training regions; each map is made, counted and forgotten in a job of its own.
+    workers, executor, report
+        See :func:`model_serving.parallel.run_jobs`.
 
     Returns
     -------
-    dict
+    found : dict
         ``ice_offsets``: fold -> offset on the ice logits with the best mean IoU in the regions of
         all *other* folds, so that no region's own truth takes part in choosing how it is mapped;
-        ``temperatures``: fold -> temperature with the least log-loss there; ``metrics``: IoU of
-        ice, per class and per map, with those offsets, beside the band ratio tuned on the truth,
-        and the expected calibration error of the members' mean, with the temperatures and
-        (``_at_1``) without.
+        ``temperatures``: fold -> temperature with the least log-loss there; ``metrics``: for the
+        card, with those offsets, beside the band ratio tuned on the truth; calibration errors
+        with the temperatures and (``_at_1``) without.
+    measured : Measured
+        All scores behind these. Maps are scored before the temperatures, which change no member's
+        most probable class.
     """
-    tried = _score(folder, regions, _OFFSETS, workers=workers, report=report)
+    tried = _score(folder, regions, _OFFSETS, workers=workers, executor=executor, report=report)
     offsets = _choose_offsets(tried)
     results = [scores[_OFFSETS.index(offsets[scores[0]["fold"]])] for scores in tried]
     samples = [
@@ -67,14 +86,13 @@ def evaluate_out_of_fold(
         for s in results
     ]
     temperatures = choose_temperatures(samples)
-    untempered = calibration_errors(samples, dict.fromkeys(temperatures, 1.0))
-    return {
-        "ice_offsets": offsets,
-        "temperatures": temperatures,
-        "metrics": _summary(results)
-        | calibration_errors(samples, temperatures)
-        | {f"{name}_at_1": v for name, v in untempered.items()},
-    }
+    measured = Measured.of(
+        [s["counts"] for s in results],
+        before=calibration_counts(samples, dict.fromkeys(temperatures, 1.0)),
+        after=calibration_counts(samples, temperatures),
+    )
+    found = {"ice_offsets": offsets, "temperatures": temperatures}
+    return found | {"metrics": _summary(results, measured)}, measured
 
 
 def evaluate_calibration(
@@ -82,24 +100,39 @@ def evaluate_calibration(
     regions: Sequence[PreparedRegion],
     *,
     workers: int = 2,
-    report: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+    executor: str = "processes",
+    report: Report | None = None,
+) -> tuple[dict[str, Any], Measured]:
     """Map regions that no member has seen by all members, as any new region is mapped.
+
+    Parameters
+    ----------
+    folder, regions, workers, executor, report
+        As of :func:`evaluate_out_of_fold`.
 
     Returns
     -------
-    dict
-        ``calibration_metrics``: IoU of ice, per class and per map, and the expected calibration
-        error; ``area_calibration``: see :func:`area_calibration`.
+    found : dict
+        ``calibration_metrics``: as ``metrics`` there; ``area_calibration``: see
+        :func:`area_calibration`.
+    measured : Measured
+        All scores behind these.
     """
-    scores = _score(folder, regions, (None,), workers=workers, report=report)
+    scores = _score(folder, regions, (None,), workers=workers, executor=executor, report=report)
     results = [score for (score,) in scores]
-    samples = [MapSample(s["fold"], s["sampled"], s["sampled_labels"]) for s in results]
-    errors = calibration_errors(samples, {OUTSIDE: 1.0})
-    return {
-        "calibration_metrics": _summary(results) | errors,
+
+    def counts(which: int) -> dict[str, list[ProbabilityCounts]]:
+        samples = [
+            MapSample(s["fold"], s["sampled"][which, None], s["sampled_labels"]) for s in results
+        ]
+        return calibration_counts(samples, {OUTSIDE: 1.0})
+
+    measured = Measured.of([s["counts"] for s in results], before=counts(0), after=counts(1))
+    found = {
+        "calibration_metrics": _summary(results, measured),
         "area_calibration": area_calibration(results),
     }
+    return found, measured
 
 
 def _score(
@@ -108,16 +141,15 @@ def _score(
     offsets: tuple[float | None, ...],
     *,
     workers: int,
-    report: Callable[[int, int], None] | None,
+    executor: str,
+    report: Report | None,
 ) -> list[list[dict[str, Any]]]:
-    jobs = [(folder, region, k, offsets) for region in regions for k in range(len(region.seasons))]
-    scores = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done, score in enumerate(pool.map(_score_season, *zip(*jobs, strict=True)), 1):
-            scores.append(score)
-            if report:
-                report(done, len(jobs))
-    return scores
+    """Scores of every season of every region, in their order."""
+    maps = [(region, k) for region in regions for k in range(len(region.seasons))]
+    jobs = [{"folder": folder, "region": r, "season": k, "offsets": offsets} for r, k in maps]
+    scores = run_jobs(_score_season, jobs, workers=workers, executor=executor, report=report)
+    order = {(r.name, r.seasons[k]): i for i, (r, k) in enumerate(maps)}
+    return sorted(scores, key=lambda s: order[s[0]["region"], s[0]["season"]])
 
 
 def _choose_offsets(tried: Sequence[list[dict[str, Any]]]) -> dict[int, float]:
@@ -125,24 +157,31 @@ def _choose_offsets(tried: Sequence[list[dict[str, Any]]]) -> dict[int, float]:
     chosen = {}
     for fold in folds:
         others = [[s["iou"] for s in scores] for scores in tried if scores[0]["fold"] != fold]
-        chosen[fold] = _OFFSETS[int(np.mean(others, axis=0).argmax())]
+        told = [ious for ious in others if np.isfinite(ious).all()]
+        # ^ where a map and its truth hold no ice there is nothing to choose by
+        chosen[fold] = _OFFSETS[int(np.mean(told, axis=0).argmax())] if told else 0.0
     return chosen
 
 
-def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    table = np.sum([r["confusion"] for r in results], axis=0)
-    hit = np.diag(table)
-    of_class = hit / (table.sum(axis=0) + table.sum(axis=1) - hit)
-    ious = [r["iou"] for r in results]
-    return {
-        "ice_iou_mean": round(float(np.mean(ious)), 4),
-        "ice_iou_worst": round(float(np.min(ious)), 4),
-        "ice_iou_single_member": round(float(np.mean([r["single"] for r in results])), 4),
-        "band_ratio_iou_mean": round(float(np.mean([r["ratio"] for r in results])), 4),
-        "class_iou": {n: round(float(v), 4) for n, v in zip(CLASSES, of_class, strict=True)},
-        "confusion": table.tolist(),
-        "maps": [{k: r[k] for k in ("region", "season", "iou", "ratio")} for r in results],
+def _summary(results: Sequence[dict[str, Any]], measured: Measured) -> dict[str, Any]:
+    maps = [{k: _told(r[k]) for k in ("region", "season", "iou", "ratio")} for r in results]
+    ious, single, ratio = (
+        [r[k] for r in results if np.isfinite(r[k])] for k in ("iou", "single", "ratio")
+    )
+    return measured.headline() | {
+        "ice_iou_mean": _told(np.mean(ious)) if ious else None,
+        "ice_iou_worst": min(ious, default=None),
+        "ice_iou_single_member": _told(np.mean(single)) if single else None,
+        "band_ratio_iou_mean": _told(np.mean(ratio)) if ratio else None,
+        "maps": maps,
     }
+
+
+def _told(value: Any) -> Any:
+    """A figure as a card holds it: four digits, None where there is none."""
+    if isinstance(value, str):
+        return value
+    return round(float(value), 4) if np.isfinite(value) else None
 
 
 def _score_season(
@@ -163,46 +202,127 @@ def _score_season(
     maps = [
         map_features(ensemble.predictor(m, runtime), raw, m, plan=plan)[:, known] for m in members
     ]
-    some = np.zeros_like(known)
-    some[::_SAMPLE_STEP, ::_SAMPLE_STEP] = True
-    some = some[known]
-    label, owners = label[known], region.owners()[known]
-    truth = np.isin(label, ICE_CLASSES)
+    some = _some_of(known)
     ratio = Overlaps()
-    ratio.add(ratio_masks(*(raw[[2, 4]][:, known] ** 2)), truth)
+    ratio.add(ratio_masks(*(raw[[2, 4]][:, known] ** 2)), np.isin(label[known], ICE_CLASSES))
     same = {
         "region": region.name,
         "season": region.seasons[season],
         "fold": fold,
         "ratio": round(max(ratio.ious), 4),
         "sampled": np.stack([p[:, some] for p in maps]),
-        "sampled_labels": label[some],
+        "sampled_labels": label[known][some],
     }
-
-    def areas(mask: Array) -> Array:
-        count = np.bincount(owners[mask], minlength=region.glaciers + 1)[1:]
-        return count * region.grid.pixel_area_km2
-
-    scores = []
-    for offset in offsets:
-        shifted = [p if offset is None else with_ice_offset(p, offset) for p in maps]
-        scores.append(same | _scored(shifted, label, areas))
-    return scores
+    if not trying:
+        same["sampled"] = _means(same["sampled"], members)
+    truth = _Truth.of(region, season, fold=fold, known=known, members=[m.name for m in members])
+    return [
+        same | truth.scored([p if offset is None else with_ice_offset(p, offset) for p in maps])
+        for offset in offsets
+    ]
 
 
-def _scored(maps: list[Array], label: Array, areas: Callable[[Array], Array]) -> dict[str, Any]:
-    mean = np.mean(maps, axis=0)
-    truth = np.isin(label, ICE_CLASSES)
-    single = [p[list(ICE_CLASSES)].sum(axis=0) >= 0.5 for p in maps]
-    best = mean[list(ICE_CLASSES)].sum(axis=0) >= 0.5
-    return {
-        "iou": round(iou(best, truth), 4),
-        "single": float(np.mean([iou(mask, truth) for mask in single])),
-        "confusion": confusion_matrix(mean.argmax(axis=0), label, classes=len(CLASSES)),
-        "member_km2": np.stack([areas(mask) for mask in single]),
-        "true_km2": areas(truth),
-        "mapped_km2": areas(best),
-    }
+def _some_of(known: Array) -> Array:
+    """Every few rows and columns of the known pixels, ``(known,)`` bool."""
+    step = max(_SAMPLE_STEP, math.ceil(math.sqrt(known.size / _SAMPLE_MOST)))
+    some = np.zeros_like(known)
+    some[::step, ::step] = True
+    return np.asarray(some[known])
+
+
+def _means(served: Array, members: Sequence[Member]) -> Array:
+    """Mean of the members without their temperatures, and as served, ``(2, class, pixel)``."""
+    plain = [with_temperature(p, 1 / m.temperature) for p, m in zip(served, members, strict=True)]
+    # ^ exact but where windows overlap: there it undoes the mean of what was tempered
+    return np.stack([np.mean(plain, axis=0), np.mean(served, axis=0)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """What one map is held against."""
+
+    region: PreparedRegion
+    season: str
+    fold: int
+    known: Array
+    """``(y, x)`` bool: seen, and of known class."""
+    labels: Array
+    """``(y, x)`` uint8, 255 where not known."""
+    owners: Array
+    """``(y, x)`` int32."""
+    zones: Array
+    """Owners with the ground just beyond their outlines."""
+    members: Sequence[str]
+
+    @classmethod
+    def of(
+        cls,
+        region: PreparedRegion,
+        season: int,
+        *,
+        fold: int,
+        known: Array,
+        members: Sequence[str],
+    ) -> _Truth:
+        labels = np.where(known, region.labels()[season], np.uint8(UNKNOWN))
+        owners = region.owners()
+        return cls(
+            region,
+            region.seasons[season],
+            fold,
+            known,
+            labels,
+            owners,
+            glacier_zones(owners),
+            members,
+        )
+
+    def areas(self, mask: Array) -> Array:
+        """Area of each glacier in a mask ``(known,)``, km2."""
+        owners = self.owners[self.known]
+        count = np.bincount(owners[mask], minlength=self.region.glaciers + 1)[1:]
+        return np.asarray(count * self.region.grid.pixel_area_km2)
+
+    def scored(self, maps: list[Array]) -> dict[str, Any]:
+        """Scores of the members' mean, and of each, ``(class, known)``."""
+        mean = np.mean(maps, axis=0)
+        truth = np.isin(self.labels[self.known], ICE_CLASSES)
+        single = [p[list(ICE_CLASSES)].sum(axis=0) >= 0.5 for p in maps]
+        ious = [iou(mask, truth) for mask in single]
+        classes = np.full(self.known.shape, UNKNOWN, np.uint8)
+        classes[self.known] = mapped_classes(mean)
+        best = np.isin(classes[self.known], ICE_CLASSES)
+        return {
+            "iou": round(iou(best, truth), 4),
+            "single": float(np.mean(ious)),
+            "counts": self._counted(classes, dict(zip(self.members, ious, strict=True))),
+            "member_km2": np.stack([self.areas(mask) for mask in single]),
+            "true_km2": self.areas(truth),
+            "mapped_km2": self.areas(best),
+        }
+
+    def _counted(self, classes: Array, members: dict[str, float]) -> MapCounts:
+        edges = boundary_distance(
+            np.isin(classes, ICE_CLASSES),
+            np.isin(self.labels, ICE_CLASSES),
+            pixel_m=self.region.grid.resolution_m,
+            known=self.known,
+        )
+        return count_map(
+            classes,
+            self.labels,
+            owners=self.owners,
+            pixel_km2=self.region.grid.pixel_area_km2,
+            region=self.region.name,
+            season=self.season,
+            fold=self.fold,
+            zones=self.zones,
+            figures={
+                "boundary_m": edges.mean_m,
+                "boundary_hausdorff95_m": edges.hausdorff95_m,
+            },
+            members=members,
+        )
 
 
 def area_calibration(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

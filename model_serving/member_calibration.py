@@ -20,7 +20,7 @@ from model_serving.calibration import (
     with_temperature,
 )
 
-__all__ = ["MapSample", "calibration_errors", "choose_temperatures"]
+__all__ = ["MapSample", "calibration_counts", "calibration_errors", "choose_temperatures"]
 
 Array = npt.NDArray[Any]
 
@@ -80,10 +80,10 @@ def choose_temperatures(samples: Sequence[MapSample]) -> dict[int, float]:
     return chosen
 
 
-def calibration_errors(
+def calibration_counts(
     samples: Sequence[MapSample], temperatures: Mapping[int, float]
-) -> dict[str, float]:
-    """Expected calibration error of the voters' mean over all maps.
+) -> dict[str, list[ProbabilityCounts]]:
+    """Count what the voters' mean states and what came true.
 
     Parameters
     ----------
@@ -96,15 +96,18 @@ def calibration_errors(
     -------
     dict
         ``calibration_error``: of the most probable class; ``ice_calibration_error``: of ice
-        against not.
+        against not. Each one histogram a map, in the order of the maps.
     """
     maps = [(s.mean(temperatures[s.fold]), s.labels) for s in samples]
     return {
-        name: round(
-            calibration_error(
-                ProbabilityCounts.total([ProbabilityCounts.of_map(p, y, of=of) for p, y in maps])
-            ),
-            4,
-        )
+        name: [ProbabilityCounts.of_map(p, y, of=of) for p, y in maps]
         for name, of in _TARGETS.items()
+    }
+
+
+def calibration_errors(counts: Mapping[str, Sequence[ProbabilityCounts]]) -> dict[str, float]:
+    """Expected calibration error over all maps, by the names of :func:`calibration_counts`."""
+    return {
+        name: round(calibration_error(ProbabilityCounts.total(parts)), 4)
+        for name, parts in counts.items()
     }

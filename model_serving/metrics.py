@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, stats
+from scipy.spatial import cKDTree
+
+from catalog.cube import CLASSES, ICE_CLASSES
 
 __all__ = [
     "RATIO_THRESHOLDS",
@@ -25,6 +28,7 @@ __all__ = [
     "class_scores",
     "confusion_matrix",
     "iou",
+    "mapped_classes",
     "matthews",
     "overall_scores",
     "ratio_masks",
@@ -37,6 +41,22 @@ def iou(predicted: Array, reference: Array) -> float:
     """Intersection over union of two boolean masks of equal shape; NaN where both are empty."""
     union = int(np.count_nonzero(predicted | reference))
     return int(np.count_nonzero(predicted & reference)) / union if union else float("nan")
+
+
+def mapped_classes(probability: Array) -> Array:
+    """Class of every pixel as it is mapped, ``(...)`` uint8.
+
+    Ice is what has at least half of the probability in both its classes together, so that it is
+    the ice of the outlines; then the more probable class of ice, or of the rest.
+
+    Parameters
+    ----------
+    probability : ``(class, ...)`` float, summing to 1
+    """
+    ice = np.asarray(ICE_CLASSES, np.uint8)
+    rest = np.asarray([c for c in range(len(CLASSES)) if c not in ICE_CLASSES], np.uint8)
+    of_ice, other = (part[probability[part].argmax(axis=0)] for part in (ice, rest))
+    return np.where(probability[ice].sum(axis=0) >= 0.5, of_ice, other)
 
 
 def confusion_matrix(predicted: Array, reference: Array, *, classes: int) -> Array:
@@ -215,8 +235,9 @@ def boundary_distance(
     edges = [_edge(mask, seen) for mask in (predicted, reference)]
     if not all(edge.any() for edge in edges):
         return BoundaryDistance(float("nan"), float("nan"))
-    away = [ndimage.distance_transform_edt(~edge, sampling=pixel_m) for edge in edges]
-    there, back = away[1][edges[0]], away[0][edges[1]]
+    one, other = (pixel_m * np.argwhere(edge) for edge in edges)
+    there, back = cKDTree(other).query(one)[0], cKDTree(one).query(other)[0]
+    # ^ edges are thin: looking among them takes less than a distance for every pixel
     return BoundaryDistance(
         float((there.sum() + back.sum()) / (there.size + back.size)),
         float(max(np.quantile(there, 0.95), np.quantile(back, 0.95))),

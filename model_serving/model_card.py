@@ -12,7 +12,7 @@ import torch
 
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig
 
-__all__ = ["MODEL_CARD", "model_card", "score_table"]
+__all__ = ["MODEL_CARD", "group_tables", "model_card", "score_table"]
 
 MODEL_CARD = "MODEL_CARD.md"
 _SCORES = {
@@ -21,13 +21,36 @@ _SCORES = {
     "ice_iou_single_member": "the same, mean over single members",
     "band_ratio_iou_mean": "the same of Red/SWIR1 with its threshold tuned on the truth, mean",
     "ice_iou": "IoU of glacier against not, all pixels together",
+    "ice_iou_glaciers": "the same, mean over glaciers",
+    "ice_iou_area": "the same, mean over glaciers weighted by their area",
+    "ice_precision": "precision of glacier against not, all pixels together",
+    "ice_recall": "recall of glacier against not, all pixels together",
+    "ice_mcc": "Matthews' correlation of glacier against not",
+    "mcc": "correlation over all classes (Gorodkin's R_K)",
+    "area_bias_percent": "mapped glacier area too large (+) or too small (-) by, %",
+    "boundary_m": "distance of mapped from true outlines, mean over maps, m",
+    "boundary_hausdorff95_m": "the same, 95 % Hausdorff distance, m",
     "ice_calibration_error": "expected calibration error of glacier against not",
     "ice_calibration_error_at_1": "the same before temperatures",
     "calibration_error": "expected calibration error of the most probable class",
     "calibration_error_at_1": "the same before temperatures",
 }
 
+_SPREAD = "IoU of single members: mean ± standard deviation (number)"
+_GROUPS = {
+    "fold": "Fold",
+    "size_km2": "Area of the glacier, km²",
+    "debris_share": "Share of its ice under debris",
+}
+_GROUP_SCORES = {
+    "ice_iou": "IoU, pixels",
+    "ice_iou_glaciers": "IoU, mean over glaciers",
+    "ice_iou_area": "the same, weighted by area",
+    "area_bias_percent": "area bias, %",
+}
+
 Card = Mapping[str, Any]
+Table = tuple[list[str], list[list[str]]]
 
 
 def model_card(card: Card) -> str:
@@ -177,7 +200,7 @@ def _evaluation_data(card: Card) -> Iterator[str]:
         yield "Nothing was measured."
 
 
-def score_table(card: Card) -> tuple[list[str], list[list[str]]]:
+def score_table(card: Card) -> Table:
     """What was measured: names of the columns, and rows that each begin with what they tell."""
     columns = {
         "out of fold": card.get("metrics"),
@@ -199,15 +222,53 @@ def score_table(card: Card) -> tuple[list[str], list[list[str]]]:
     return list(there), rows
 
 
+def group_tables(card: Card) -> dict[str, Table]:
+    """Scores of groups of glaciers, by a title that names the maps and the groups.
+
+    Columns and rows as of :func:`score_table`. The last columns of the folds tell how far single
+    members differ, from one seed to another.
+    """
+    out = {}
+    for maps, key in (("out of fold", "metrics"), ("unseen", "calibration_metrics")):
+        scores = card.get(key, {})
+        for scope, words in _GROUPS.items():
+            groups = scores.get("groups", {}).get(scope, {})
+            if scope == "fold":
+                groups = {f: g for f, g in groups.items() if int(f) >= 0}
+            members = scores.get("members", {}) if scope == "fold" else {}
+            columns = [*_GROUP_SCORES.values(), "glaciers", *([_SPREAD] if members else [])]
+            rows = [
+                [
+                    group,
+                    *(_number(values.get(name)) for name in _GROUP_SCORES),
+                    str(values["glaciers"]),
+                    *([_spread(members[group])] if group in members else []),
+                ]
+                for group, values in groups.items()
+            ]
+            if rows:
+                out[f"{words}, {maps}"] = columns, rows
+    return out
+
+
+def _spread(members: Card) -> str:
+    mean, deviation = members["ice_iou_mean"], members["ice_iou_deviation"]
+    return f"{_number(mean)} ± {_number(deviation)} ({members['members']})"
+
+
 def _analyses(card: Card) -> Iterator[str]:
     columns, rows = score_table(card)
     if not rows:
         yield "Nothing was measured."
         return
-    yield f"| | {' | '.join(columns)} |"
-    yield f"|---|{'---|' * len(columns)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    yield from _table("", columns, rows)
+    every = card.get("calibration_metrics", {}).get("members", {}).get("all")
+    if every:
+        yield ""
+        yield f"On unseen regions, {_SPREAD}: {_spread(every)}."
+    for title, (names, lines) in group_tables(card).items():
+        yield ""
+        yield from _table(title, names, lines)
     if "maps" in card.get("metrics", {}):
         yield ""
         yield f"Single maps: {len(card['metrics']['maps'])} out of fold, all in `card.json`."
@@ -226,6 +287,13 @@ def _caveats(card: Card) -> Iterator[str]:
     if "parent" in card:
         yield "- What was measured of the parent does not hold for the fine-tuned members."
     yield "- Look at the map before you use its numbers."
+
+
+def _table(corner: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {corner} | {' | '.join(columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
 
 
 def _region_table(regions: Sequence[Card]) -> Iterator[str]:
@@ -260,4 +328,6 @@ def _word(value: Any) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"
+    if value is None:
+        return "not measured"
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"

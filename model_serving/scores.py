@@ -27,20 +27,26 @@ from model_serving.metrics import (
 __all__ = [
     "COLUMNS",
     "DEBRIS_SHARES",
+    "MARGIN_PX",
     "SIZE_CLASSES_KM2",
     "MapCounts",
     "count_map",
+    "glacier_zones",
     "scores",
 ]
 
 Array = npt.NDArray[Any]
 
-SIZE_CLASSES_KM2 = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0)
-"""Lower limits of the classes of glaciers by area; smaller ones make a class of their own."""
+SIZE_CLASSES_KM2 = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0)
+"""Lower limits of the classes of glaciers by area; smaller ones make a class of their own. They cut
+those of the RGI 7.0 (user guide, global statistics: 1, 10 and 100 km2) more finely, and begin at
+the smallest glacier it holds."""
 DEBRIS_SHARES = (0.01, 0.1, 0.3, 0.6)
 """Limits between the classes of glaciers by the share of their ice that debris covers."""
 COLUMNS = ("scope", "group", "mean", "target", "score", "value", "n")
 """Columns of :func:`scores`."""
+MARGIN_PX = 2
+"""Ground so near to an outline counts with its glacier."""
 _ICE = "ice"
 # ^ clean and debris-covered together: what an inventory calls glacier
 _TARGETS = {name: (i,) for i, name in enumerate(CLASSES)} | {_ICE: ICE_CLASSES}
@@ -62,6 +68,8 @@ class MapCounts:
     pixel_km2: float
     figures: Mapping[str, float] = field(default_factory=dict)
     """Further numbers measured on the whole map, such as the distance of outlines."""
+    members: Mapping[str, float] = field(default_factory=dict)
+    """IoU of ice of the maps that single members make of the same, by member."""
 
     @property
     def name(self) -> tuple[str, str, int]:
@@ -78,8 +86,10 @@ def count_map(
     region: str,
     season: str,
     fold: int,
-    margin_px: int = 2,
+    margin_px: int = MARGIN_PX,
+    zones: Array | None = None,
     figures: Mapping[str, float] | None = None,
+    members: Mapping[str, float] | None = None,
 ) -> MapCounts:
     """Count one map.
 
@@ -97,8 +107,13 @@ def count_map(
     margin_px
         Ground so near to an outline is scored with the nearest glacier: else what is mapped beyond
         its outline would count against none.
+    zones
+        What :func:`glacier_zones` gives, where many maps of one region are counted; then
+        ``margin_px`` is not looked at.
     figures
         Numbers measured on the whole map by the caller.
+    members
+        IoU of ice of each member's own map, measured by the caller.
 
     Raises
     ------
@@ -112,7 +127,7 @@ def count_map(
         )
     classes, glaciers = len(CLASSES), int(owners.max(initial=0))
     known = (predicted < classes) & (reference < classes)
-    zone = _widened(owners, margin_px)[known].astype(np.int64)
+    zone = (glacier_zones(owners, margin_px) if zones is None else zones)[known].astype(np.int64)
     # A class of its own for each glacier makes one count of them all.
     index = (zone * classes + reference[known]) * classes + predicted[known]
     tables = np.bincount(index, minlength=(glaciers + 1) * classes**2)
@@ -126,7 +141,16 @@ def count_map(
         outline,
         pixel_km2,
         dict(figures or {}),
+        dict(members or {}),
     )
+
+
+def glacier_zones(owners: Array, margin_px: int = MARGIN_PX) -> Array:
+    """Give ground near an outline to the glacier that is nearest, ``(y, x)`` as ``owners``."""
+    if not margin_px or not owners.any():
+        return owners
+    away, nearest = ndimage.distance_transform_edt(owners == 0, return_indices=True)
+    return np.where(away <= margin_px, owners[tuple(nearest)], 0)
 
 
 def scores(maps: Sequence[MapCounts], *, glaciers: bool = False) -> pd.DataFrame:
@@ -145,12 +169,15 @@ def scores(maps: Sequence[MapCounts], *, glaciers: bool = False) -> pd.DataFrame
         One score a row. ``scope``: ``all``, ``fold``, ``region``, ``season``, ``size_km2``,
         ``debris_share`` or ``glacier``, and ``group`` which of them. ``mean``: ``pixels`` (all
         pixels of the group in one confusion matrix), ``glaciers`` (mean over glaciers, each counts
-        alike), ``area`` (mean over glaciers weighted by the area of their outlines) or ``maps``
-        (mean of a figure measured on whole maps). ``target``: a class, ``ice`` (clean and
-        debris-covered), or ``all`` classes. ``score``: see :mod:`model_serving.metrics`; and
-        ``reference_km2``, ``mapped_km2``, ``bias_km2`` and ``bias_percent`` of areas. ``value``
-        is NaN where there is nothing to measure on. ``n``: how many glaciers (in ``pixels``: and
-        pieces of ground without glacier), or maps, have a value.
+        alike), ``area`` (mean over glaciers weighted by the area of their outlines), ``maps`` (mean
+        of a figure measured on whole maps) or ``members`` (``iou``, each member's mean over maps,
+        averaged over members, and ``iou_deviation``, its standard deviation over them; only where
+        the same members made all maps of the group, as those that share a fold do). ``target``: a
+        class, ``ice`` (clean and debris-covered), or ``all`` classes. ``score``: see
+        :mod:`model_serving.metrics`; and ``reference_km2``, ``mapped_km2``, ``bias_km2`` and
+        ``bias_percent`` of areas. ``value`` is NaN where there is nothing to measure on. ``n``: how
+        many glaciers (in ``pixels``: and pieces of ground without glacier), maps or members have a
+        value.
 
     Raises
     ------
@@ -170,6 +197,7 @@ def scores(maps: Sequence[MapCounts], *, glaciers: bool = False) -> pd.DataFrame
             rows += ((scope, group, *row) for row in _averaged(cases.chosen(of & cases.is_glacier)))
             if scope in ("all", "fold", "region", "season"):
                 rows += ((scope, group, *row) for row in _figures(cases.maps(of)))
+                rows += ((scope, group, *row) for row in _members(cases.maps(of)))
     if glaciers:
         rows += _each(cases.chosen(cases.is_glacier))
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -308,6 +336,18 @@ def _figures(maps: Sequence[MapCounts]) -> Iterator[tuple[Any, ...]]:
         yield "maps", _ICE, name, float(good.mean()) if good.size else math.nan, good.size
 
 
+def _members(maps: Sequence[MapCounts]) -> Iterator[tuple[Any, ...]]:
+    names = {tuple(sorted(m.members)) for m in maps}
+    if len(names) > 1 or len(min(names)) < 2:
+        return
+    each = [[m.members[name] for name in min(names)] for m in maps]
+    measured = np.array([row for row in each if np.isfinite(row).all()])
+    count = measured.shape[-1] if len(measured) else 0
+    means = measured.mean(axis=0) if count else np.full(2, math.nan)
+    yield "members", _ICE, "iou", float(means.mean()), count
+    yield "members", _ICE, "iou_deviation", float(means.std(ddof=1)), count
+
+
 def _each(cases: _Cases) -> Iterator[tuple[Any, ...]]:
     names = [
         f"{cases.ordered[i].region}/{cases.ordered[i].season}/{glacier}"
@@ -318,11 +358,3 @@ def _each(cases: _Cases) -> Iterator[tuple[Any, ...]]:
         for name, values in found.items():
             for group, value in zip(names, values, strict=True):
                 yield "glacier", group, "pixels", target, name, float(value), 1
-
-
-def _widened(owners: Array, margin_px: int) -> Array:
-    """Give ground near an outline to the glacier that is nearest."""
-    if not margin_px or not owners.any():
-        return owners
-    away, nearest = ndimage.distance_transform_edt(owners == 0, return_indices=True)
-    return np.where(away <= margin_px, owners[tuple(nearest)], 0)

@@ -21,6 +21,7 @@ from model_serving.ensemble import CARD
 from model_serving.evaluation import evaluate_calibration, evaluate_out_of_fold
 from model_serving.features import CHANNELS
 from model_serving.folds import TrainingRegion, assign_folds
+from model_serving.measured import write_measured
 from model_serving.member_training import (
     METRICS,
     Recipe,
@@ -67,7 +68,8 @@ def train_ensemble(
     work
         Folder for regions, cubes, checkpoints and finished members; may be kept to resume. Holds
         ``metrics.jsonl`` of all members, which grows with each that finishes (that of a member
-        at work lies in ``members``), and in the end the page ``training.html``.
+        at work lies in ``members``), and in the end the page ``training.html`` and the tables
+        behind it, ``scores.csv`` and ``reliability.csv``.
     specs
         Regions to simulate (``catalog.simulation.RegionSpec``); by default the engine's training
         regions.
@@ -133,29 +135,34 @@ def train_ensemble(
     card = _card(recipe, members, described, simulated=regions is None)
     card["calibration_regions"] = [{"name": r.name, "seed": r.seed} for r in unseen]
     finished.put(CARD, dumped(card))
-    scores = evaluate_out_of_fold(
+    found, out_of_fold = evaluate_out_of_fold(
         work / "members",
         prepared,
         workers=workers,
+        executor=executor,
         report=lambda d, t: report("out-of-fold maps", d, t),
     )
-    offsets, temperatures = scores.pop("ice_offsets"), scores.pop("temperatures")
+    measured = {"out of fold": out_of_fold}
+    offsets, temperatures = found.pop("ice_offsets"), found.pop("temperatures")
     for member in card["members"]:
         member["ice_offset"] = offsets[member["fold"]]
         member["temperature"] = temperatures[member["fold"]]
         others = [r.name for r in described if r.fold != member["fold"]]
         member["tuned_on"] = {"ice_offset": others, "temperature": others}
     finished.put(CARD, dumped(card))
-    card |= scores
+    card |= found
     if unseen:
-        card |= evaluate_calibration(
+        found, measured["unseen"] = evaluate_calibration(
             work / "members",
             unseen,
             workers=workers,
+            executor=executor,
             report=lambda d, t: report("calibration maps", d, t),
         )
+        card |= found
     write_ensemble(out, card, work / "members")
-    page = training_report(out, gathered_metrics(work / "members"), prepared)
+    write_measured(Workspace(work), measured)
+    page = training_report(out, gathered_metrics(work / "members"), prepared, measured=measured)
     Workspace(work).put(REPORT, page.encode())
     return card
 

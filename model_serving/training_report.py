@@ -1,6 +1,7 @@
 """A training on one self-contained HTML page: curves, scores, maps of what was held out, the card.
 
-One law: the page draws what the metrics file, the card and the regions hold, and trains nothing.
+One law: the page draws what the metrics file, the card, the regions and what was measured on them
+hold, and trains nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from catalog.cube import CLASSES, ICE_CLASSES
+from model_serving.calibration_figure import reliability_diagram
 from model_serving.ensemble import Ensemble, load_ensemble
 from model_serving.inference import map_features
+from model_serving.measured import Measured
 from model_serving.metrics import iou
-from model_serving.model_card import model_card, score_table
+from model_serving.model_card import group_tables, model_card, score_table
 from model_serving.regions import UNKNOWN, PreparedRegion
 from model_serving.runtimes import choose_runtime
 
@@ -64,7 +67,12 @@ class _Curve:
 
 
 def training_report(
-    folder: Path, metrics: bytes, regions: Sequence[PreparedRegion] = (), *, examples: int = 3
+    folder: Path,
+    metrics: bytes,
+    regions: Sequence[PreparedRegion] = (),
+    *,
+    measured: Mapping[str, Measured] | None = None,
+    examples: int = 3,
 ) -> str:
     """Make the page of a training.
 
@@ -76,6 +84,8 @@ def training_report(
         The training's ``metrics.jsonl``.
     regions
         Among them the training regions to be mapped by the members that hold them out.
+    measured
+        What was measured, by the name of the maps; its reliability is drawn.
     examples
         Maps shown: of regions of different folds, as far as there are any.
 
@@ -99,11 +109,13 @@ def training_report(
             "losses": _uri(_loss_figure(curves)),
             "validations": _uri(_score_figure(curves)) if scored else None,
             "examples": list(_examples(ensemble, regions, examples)),
+            "reliabilities": dict(_reliabilities(measured or {})),
         }
     columns, rows = score_table(ensemble.card)
     return environment.get_template("training_report.html").render(
         card=ensemble.card,
         scores={"columns": columns, "rows": rows},
+        groups=group_tables(ensemble.card),
         members=[_row(curve) for curve in curves],
         text=model_card(ensemble.card),
         smooth=_SMOOTH,
@@ -197,6 +209,18 @@ def _score_figure(curves: Sequence[_Curve]) -> Figure:
     return figure
 
 
+def _reliabilities(measured: Mapping[str, Measured]) -> Iterator[tuple[str, str]]:
+    """Name of the maps, and the diagram of their stated probability of ice."""
+    titles = ("Before temperatures", "After temperatures")
+    for maps, found in measured.items():
+        before, after = (
+            found.before["ice_calibration_error"],
+            found.after["ice_calibration_error"],
+        )
+        if any(counts.pixels for counts in before):
+            yield maps, _data_uri(reliability_diagram(before, after, what="glacier", titles=titles))
+
+
 def _examples(
     ensemble: Ensemble, regions: Sequence[PreparedRegion], count: int
 ) -> Iterator[dict[str, Any]]:
@@ -285,4 +309,8 @@ def _uri(figure: Figure) -> str:
     """A figure as PNG in a data URI; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _data_uri(buffer.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

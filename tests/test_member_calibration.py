@@ -8,7 +8,12 @@ import pytest
 from model_serving.ensemble import Member
 from model_serving.features import CHANNELS
 from model_serving.inference import map_features
-from model_serving.member_calibration import MapSample, calibration_errors, choose_temperatures
+from model_serving.member_calibration import (
+    MapSample,
+    calibration_counts,
+    calibration_errors,
+    choose_temperatures,
+)
 from model_serving.patches import WindowPlan
 
 
@@ -32,8 +37,8 @@ def test_members_that_are_too_sure_are_cooled_by_what_they_overstate():
     temperatures = choose_temperatures(samples)
     assert list(temperatures) == list(range(5))
     assert all(t == pytest.approx(2.5, rel=0.05) for t in temperatures.values())
-    before = calibration_errors(samples, dict.fromkeys(range(5), 1.0))
-    after = calibration_errors(samples, temperatures)
+    before = calibration_errors(calibration_counts(samples, dict.fromkeys(range(5), 1.0)))
+    after = calibration_errors(calibration_counts(samples, temperatures))
     for target in ("calibration_error", "ice_calibration_error"):
         assert before[target] > 0.1
         assert after[target] < 0.01

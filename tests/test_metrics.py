@@ -18,6 +18,7 @@ from model_serving.metrics import (
     class_scores,
     confusion_matrix,
     iou,
+    mapped_classes,
     matthews,
     overall_scores,
 )
@@ -186,3 +187,16 @@ def test_the_rim_of_what_was_not_seen_is_no_edge():
     found = boundary_distance(shifted, disc(20), pixel_m=10, known=known)
     assert (found.mean_m, found.hausdorff95_m) == (0, 0)
     assert boundary_distance(shifted, disc(20), pixel_m=10).hausdorff95_m > 50
+
+
+def test_ice_is_what_has_half_of_the_probability_in_both_kinds_together():
+    probability = np.array(
+        [
+            # background, clean, debris, water
+            [0.4, 0.3, 0.3, 0.0],  # ice, though the background is the most probable class
+            [0.1, 0.2, 0.3, 0.4],  # ice again, the more probable kind
+            [0.3, 0.2, 0.25, 0.25],
+            [0.2, 0.4, 0.0, 0.4],
+        ]
+    ).T
+    assert mapped_classes(probability).tolist() == [1, 2, 0, 3]

@@ -53,6 +53,25 @@ def test_what_was_not_measured_is_called_so(tmp_path: Path):
     assert "All regions it was trained and measured on are simulated" not in text
 
 
+def test_scores_of_groups_and_the_spread_over_seeds_stand_in_tables_of_their_own(tmp_path: Path):
+    group = {"ice_iou": 0.8123, "ice_iou_glaciers": 0.7, "ice_iou_area": None}
+    group |= {"area_bias_percent": -3.21, "glaciers": 17}
+    spread = {"ice_iou_mean": 0.79, "ice_iou_deviation": 0.0123, "members": 3}
+    found = {
+        "ice_iou_mean": 0.8,
+        "groups": {"fold": {"0": group, "-1": group}, "size_km2": {"0.1-0.5": group}},
+        "members": {"0": spread, "all": spread},
+    }
+    card = untrained(tmp_path) | {"metrics": found, "calibration_metrics": found}
+    text = model_card(card)
+    told = "| 0.812 | 0.700 | not measured | -3.2 | 17 |"
+    assert text.count(f"| 0 {told} 0.790 ± 0.012 (3) |") == 2
+    assert text.count(f"| 0.1-0.5 {told}") == 2
+    assert "| -1 |" not in text
+    assert text.count("| Fold, out of fold |") == text.count("| Fold, unseen |") == 1
+    assert text.count("0.790 ± 0.012 (3).") == 1
+
+
 def test_what_it_was_trained_on_is_told_exactly(tmp_path: Path):
     card = untrained(tmp_path) | {"region_source": "simulated"}
     for member in card["members"]:

@@ -219,3 +219,22 @@ def test_maps_counted_twice_and_rasters_that_do_not_match_are_named():
         count_map(
             predicted[1:], reference, owners=owners, pixel_km2=1, region="", season="", fold=0
         )
+
+
+def test_the_spread_over_members_is_that_of_their_means_over_the_maps_they_share():
+    members = {0: {"a": (0.8, 0.6), "b": (0.9, 0.9)}, 1: {"c": (0.5, 0.5), "d": (0.7, 0.3)}}
+    maps = [
+        counted(seed, members={n: v[seed // 2] for n, v in members[seed % 2].items()})
+        for seed in range(4)
+    ]
+    table = scores(maps)
+    some = {"scope": "fold", "mean": "members", "target": "ice"}
+    for fold, means in (("0", (0.7, 0.9)), ("1", (0.5, 0.5))):
+        assert value(table, **some, group=fold, score="iou") == pytest.approx(np.mean(means))
+        spread = value(table, **some, group=fold, score="iou_deviation")
+        assert spread == pytest.approx(np.std(means, ddof=1))
+    assert not ((table["mean"] == "members") & (table.scope == "all")).any()
+    (number,) = table[(table["mean"] == "members") & (table.group == "0")].n.unique()
+    assert number == 2
+    bare = scores([counted(0, members={"a": np.nan, "b": np.nan})])
+    assert np.isnan(value(bare, **some, group="0", score="iou"))

@@ -14,6 +14,8 @@ from ensembles import write_ensemble
 from PIL import Image
 from test_territories import region_of, squares
 
+from model_serving.ensemble import CARD
+from model_serving.evaluation import evaluate_out_of_fold
 from model_serving.folds import TrainingRegion
 from model_serving.training_report import _mapped, _richest, training_report
 
@@ -72,12 +74,36 @@ def test_the_page_needs_no_other_file_and_shows_curves_maps_members_and_card(
     assert page == training_report(ensemble, metrics(scores=True), regions)
 
 
+def test_reliability_and_scores_of_groups_are_shown_as_far_as_they_were_measured(
+    trained: tuple[Path, list],
+):
+    ensemble, regions = trained
+    found, measured = evaluate_out_of_fold(ensemble, regions, workers=1)
+    card = json.loads((ensemble / CARD).read_text())
+    (ensemble / CARD).write_text(json.dumps(card | {"metrics": found["metrics"]}))
+    page = training_report(
+        ensemble, metrics(scores=False), regions, measured={"out of fold": measured}
+    )
+    assert page.count("before and after temperatures, out of fold") == 1
+    assert len(re.findall("data:image/png;base64,", page)) == 4  # losses, maps, reliability
+    for title in ("Fold", "Area of the glacier, km²", "Share of its ice under debris"):
+        assert f"<th>{title}, out of fold</th>" in page
+    for fold in ("0", "1"):
+        score = f"{found['metrics']['groups']['fold'][fold]['ice_iou']:.3f}"
+        assert f'<tr><td>{fold}</td><td class="n">{score}</td>' in page
+        assert f"{found['metrics']['members'][fold]['ice_iou_deviation']:.3f} (3)</td>" in page
+    for name in ("ice_recall", "ice_calibration_error", "ice_calibration_error_at_1"):
+        assert f"{found['metrics'][name]:.3f}" in page
+
+
 def test_what_was_not_done_is_said(trained: tuple[Path, list]):
     ensemble, _ = trained
     page = training_report(ensemble, metrics(scores=False))
     assert "No training was watched by a validation" in page
     assert "No region was given to be mapped" in page
     assert "Nothing was measured" in page
+    assert "Reliability" not in page
+    assert "Scores of groups" not in page
 
 
 def test_an_example_is_mapped_by_those_that_hold_it_out_only(trained: tuple[Path, list]):
