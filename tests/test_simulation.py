@@ -36,7 +36,7 @@ from catalog.simulation.ground import KINDS, cover_ground
 from catalog.simulation.ice import IceState, divide_glaciers, grow_ice
 from catalog.simulation.light import light_ground, sun_position
 from catalog.simulation.places import frame_of, granules_of
-from catalog.simulation.scene import plan_acquisitions, render_optical
+from catalog.simulation.scene import plan_acquisitions, render_optical, snow_age
 from catalog.simulation.spectra import BANDS, draw, load_spectra
 from catalog.simulation.terrain import make_bed
 from model_serving.ensemble import load_ensemble
@@ -293,7 +293,8 @@ def test_drawn_reflectance_has_the_measured_mean_and_spread() -> None:
 
 def test_rendered_sunlit_ice_and_snow_look_as_measured() -> None:
     # A clear scene of ice everywhere, then snow everywhere; pixels lit as a level surface (5 %).
-    # Tolerance 12 % of the mean, 45 % of the spread: texture is correlated and haze is added.
+    # Tolerance 12 % of the mean, 45 % of the spread: texture is correlated, haze added. Snow is
+    # as old and wet as the scene says.
     bed = make_bed(SMALL)
     everywhere = np.ones(bed.shape, dtype=bool)
     state = IceState(everywhere, ~everywhere, bed, np.full_like(bed, bed.max() + 200.0))
@@ -308,6 +309,7 @@ def test_rendered_sunlit_ice_and_snow_look_as_measured() -> None:
         pure = level & (ground.classes == 1)
         assert pure.sum() > 3000
         mean, covariance = load_spectra()[name]
+        mean = mean * snow_age(SMALL, clear) if name == "snow" else mean
         for k, band in enumerate(BANDS[:4]):
             values = scene.bands[band][pure].astype(np.float64) / 10000.0
             assert values.mean() == pytest.approx(mean[k], rel=0.12), (name, band)

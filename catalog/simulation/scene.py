@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from .light import Light
     from .spec import RegionSpec, SeasonSpec
 
-__all__ = ["Acquisition", "OpticalScene", "plan_acquisitions", "render_optical", "render_radar"]
+__all__ = [
+    "Acquisition",
+    "OpticalScene",
+    "plan_acquisitions",
+    "render_optical",
+    "render_radar",
+    "snow_age",
+]
 
 _OFFSET_FROM = dt.date(2022, 1, 25)
 # ^ processing baseline 04.00 and its radiometric offset of 1000 begin with this acquisition day
@@ -168,7 +175,7 @@ def render_optical(
     if character is not None:
         haze *= character.haze
         clouds = _veiled(spec, clouds, name=acquisition.name, opacity=character.veil)
-        white *= _wetness(spec, acquisition)[:, None, None]
+        white *= snow_age(spec, acquisition)[:, None, None]
     thin = 1.0 - 0.35 * np.clip((ground.height - ground.height.min()) / 2500.0, 0.0, 1.0)
     bands: dict[str, NDArray[np.uint16]] = {}
     halves: dict[str, NDArray[np.float32]] = {}
@@ -201,7 +208,7 @@ def _veiled(spec: RegionSpec, clouds: Clouds, *, name: str, opacity: float) -> C
     return Clouds(np.maximum(clouds.cloud, veil.astype(np.float32)), clouds.shade)
 
 
-def _wetness(spec: RegionSpec, acquisition: Acquisition) -> NDArray[np.float32]:
+def snow_age(spec: RegionSpec, acquisition: Acquisition) -> NDArray[np.float32]:
     """Factors (6,) on snow: old wet snow is darker, most where grains absorb (Warren 1982)."""
     rng = stream(spec.seed, "wet", acquisition.name)
     wet, dust = float(rng.uniform(0.0, 1.0)), float(rng.uniform(0.0, 0.12))
