@@ -231,7 +231,10 @@ class _Run:
         )
         self.trained = [p for p in self.network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.trained,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=self.device.type == "cpu",
         )
         rise = settings.warm_up
         if math.isclose(rise * settings.steps, 1.0):
