@@ -48,13 +48,13 @@ class Augmentation:
     """Pixels moved along a row for each row."""
     shift: float = 0.0
     """Along rows and columns, in edges of the window."""
-    gain_sd: float = 0.08
+    gain_sd: float = 0.12
     """Logarithm of a factor of all reflectances: sun and atmosphere."""
-    band_gain_sd: float = 0.04
+    band_gain_sd: float = 0.05
     """Logarithm of a factor of each band: sensors and snow grains."""
     brightness: float = 0.0
     """Added to all reflectances."""
-    contrast: float = 0.0
+    contrast: float = 0.15
     """Relative change of each reflectance's distance from its band's mean in the window."""
     haze_sd: float = 0.02
     """Reflectance added to blue, less to longer waves; never negative."""
@@ -88,6 +88,7 @@ class Augmentation:
             flip=0.0,
             gain_sd=0.0,
             band_gain_sd=0.0,
+            contrast=0.0,
             haze_sd=0.0,
             noise_sd=0.0,
             sar_gain_db=0.0,

@@ -84,7 +84,7 @@ class Recipe:
     window_px: int = 192
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
-    ema_decay: float = 0.98
+    ema_decay: float = 0.99
     restraint: float = 1e-3
     """Weight of the mean square of what the stages put out (Merity et al. 2017, activation
     regularisation). The head normalises these numbers, so nothing else keeps them from growing,
@@ -93,7 +93,7 @@ class Recipe:
     resolution_m: float = 20.0
     serve_window_px: int = 320
     """Edge of the windows the members are served with, pixels."""
-    network: str = "glacier-seg-paper"
+    network: str = "glacier-seg"
     """One that an ensemble can hold, see :func:`model_serving.networks.build_network`."""
     network_options: Mapping[str, Any] = field(default_factory=dict)
     loss: str = "ce_dice"
