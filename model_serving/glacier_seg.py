@@ -234,6 +234,15 @@ def _compiled(x: torch.Tensor, backend: Backend) -> bool:
     )
 
 
+def _normalised(tokens: torch.Tensor, norm: nn.RMSNorm, backend: Backend) -> torch.Tensor:
+    """Normalise ``(batch, token, channel)``."""
+    if tokens.shape[-1] % 16 or not _compiled(tokens, backend):
+        return norm(tokens)  # type: ignore[no-any-return]
+    from model_serving.compiled.norm import NumbaRMSNorm
+
+    return NumbaRMSNorm.apply(tokens, norm.weight, norm.eps)  # type: ignore[no-any-return,no-untyped-call]
+
+
 class Stage(nn.Module):
     """Halve the image, then one Mamba block and one MLP block with residuals."""
 
@@ -265,9 +274,12 @@ class Stage(nn.Module):
         x = self.embed(x)
         batch, channels, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)
-        normal = self.norm_scan(tokens).reshape(batch, height, width, channels)
+        normal = _normalised(tokens, self.norm_scan, backend).reshape(
+            batch, height, width, channels
+        )
         tokens = tokens + self._dropped(self._scanned(normal, backend))
-        tokens = tokens + self._dropped(self.mlp(self.norm_mlp(tokens)))
+        normal = _normalised(tokens, self.norm_mlp, backend)
+        tokens = tokens + self._dropped(self.mlp(normal))
         return tokens.transpose(1, 2).reshape(batch, channels, height, width)
 
     def _scanned(self, image: torch.Tensor, backend: Backend) -> torch.Tensor:

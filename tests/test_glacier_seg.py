@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from model_serving.compiled.norm import NumbaRMSNorm
 from model_serving.glacier_seg import GlacierSeg, GlacierSegConfig, Head, Involution, Mamba
 
 TURNS = (">", "<", "v", "^")
@@ -270,3 +271,17 @@ def test_the_compiled_mixer_and_its_way_back_are_those_of_torch(width: int, leng
     assert all(
         a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(found, again, strict=True)
     )
+
+
+@pytest.mark.parametrize("channels", [16, 48])
+def test_the_compiled_normalisation_and_its_way_back_are_those_of_torch(channels: int):
+    torch.manual_seed(4)
+    norm = torch.nn.RMSNorm(channels, eps=1e-6)
+    torch.nn.init.uniform_(norm.weight)
+    x = torch.randn(1, channels, 7, requires_grad=True).transpose(1, 2)
+    found, wanted = NumbaRMSNorm.apply(x, norm.weight, norm.eps), norm(x)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    towards = torch.randn_like(x)
+    ways = (torch.autograd.grad(y, (x, norm.weight), towards) for y in (found, wanted))
+    for one, other in zip(*ways, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)

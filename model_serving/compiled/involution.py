@@ -91,7 +91,7 @@ class NumbaGather(torch.autograd.Function):
         """Gather."""
         batch, channels, height, width = x.shape
         flat = _spared(x.detach())
-        weights = kernels.detach().permute(0, 2, 3, 1).reshape(-1, 9)
+        weights = kernels.detach().permute(0, 2, 3, 1).reshape(-1, 9).contiguous()
         out = torch.empty(batch * (height // 2) * (width // 2) * channels + WIDTH)
         _gather(flat.numpy(), weights.numpy(), (batch, height, width, channels), out.numpy())
         ctx.save_for_backward(x, kernels)
@@ -104,7 +104,7 @@ class NumbaGather(torch.autograd.Function):
         x, kernels = (t.detach() for t in ctx.saved_tensors)
         batch, channels, height, width = x.shape
         flat, back = _spared(x), _spared(grad)
-        weights = kernels.permute(0, 2, 3, 1).reshape(-1, 9)
+        weights = kernels.permute(0, 2, 3, 1).reshape(-1, 9).contiguous()
         wanted = ctx.needs_input_grad[0]
         dx = torch.zeros_like(flat) if wanted else flat
         dweights = torch.empty_like(weights)

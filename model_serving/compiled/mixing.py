@@ -159,7 +159,7 @@ class NumbaMixer(torch.autograd.Function):
         both, taps, taps_bias, select, step, step_bias, A, D = (t.detach() for t in tensors)
         batch, length, columns = both.shape
         channels, rank, states = columns // 2, step.shape[1], A.shape[1]
-        flat = both.reshape(-1, columns)
+        flat = both.reshape(-1, columns).contiguous()
         shape = (len(flat), channels)
         u, delta, out = (torch.empty(shape) for _ in range(3))
         turned = taps.T.contiguous()
@@ -187,7 +187,7 @@ class NumbaMixer(torch.autograd.Function):
         both, taps, taps_bias, select, step, step_bias, A, D = (t.detach() for t in tensors)
         batch, length, columns = both.shape
         channels, rank = columns // 2, step.shape[1]
-        flat, shape = both.reshape(-1, columns), (batch * length, channels)
+        flat, shape = both.reshape(-1, columns).contiguous(), (batch * length, channels)
         grad = grads[0].contiguous().view(shape)
         turned, low = taps.T.contiguous(), step.T.contiguous()
         dboth, dy = torch.empty_like(flat), torch.empty(shape)
