@@ -109,11 +109,30 @@ def fold_map(shard: Shard, regions: Sequence[TrainingRegion]) -> npt.NDArray[np.
 
 
 def smallest_gap_km(regions: Sequence[TrainingRegion]) -> float:
-    """Least distance between the boxes of two regions of different folds, km on the ellipsoid."""
-    geod, gaps = Geod(ellps="WGS84"), [float("inf")]
+    """Least distance between what two different folds hold out, km on the ellipsoid.
+
+    0 where two touch or overlap; infinite where all are of one fold. The nearest points are looked
+    for in the azimuthal equidistant projection half-way between the two.
+    """
+    gaps = [float("inf")]
     for i, a in enumerate(regions):
-        for b in regions[i + 1 :]:
-            if a.fold != b.fold:
-                line = shapely.shortest_line(shapely.box(*a.bbox), shapely.box(*b.bbox))
-                gaps.append(geod.geometry_length(line) / 1000)
+        gaps += [_gap_km(a, b) for b in regions[i + 1 :] if a.fold != b.fold]
     return min(gaps)
+
+
+def _gap_km(one: TrainingRegion, other: TrainingRegion) -> float:
+    geod = Geod(ellps="WGS84")
+    (west, south, east, north), (west2, south2, east2, north2) = one.bbox, other.bbox
+    ends = ((west + east) / 2, (south + north) / 2, (west2 + east2) / 2, (south2 + north2) / 2)
+    ((lon, lat),) = geod.npts(*ends, 1)
+    plane = Transformer.from_crs(4326, f"+proj=aeqd +lat_0={lat} +lon_0={lon}", always_xy=True)
+    laid = [
+        shapely.transform(
+            shapely.segmentize(shapely.MultiPolygon(list(region.polygons)), 0.02),
+            plane.transform,
+            interleaved=False,
+        )
+        for region in (one, other)
+    ]
+    nearest = shapely.get_coordinates(shapely.shortest_line(*laid))
+    return float(geod.line_length(*plane.transform(*nearest.T, direction="INVERSE")) / 1000)

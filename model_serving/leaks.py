@@ -21,7 +21,14 @@ from catalog.errors import UsageError
 from model_serving.ensemble import CARD
 from model_serving.fold_pixels import HELD_OUT, TRAIN, distance_m, owner_roles
 from model_serving.folds import TrainingRegion, smallest_gap_km
-from model_serving.glacier_folds import FOLDS, WINDOW_M, GlacierFolds, barrier_for, read_folds
+from model_serving.glacier_folds import (
+    FOLDS,
+    JOIN_M,
+    WINDOW_M,
+    GlacierFolds,
+    barrier_for,
+    read_folds,
+)
 from model_serving.leak_pixels import (
     class_counts,
     content_keys,
@@ -33,8 +40,7 @@ from model_serving.leak_pixels import (
     pooled,
     shared_keys,
 )
-from model_serving.regions import read_region
-from model_serving.training_record import Ground, Training, Window, trainings_of
+from model_serving.training_record import Ground, Training, Window, grounds_of, trainings_of
 
 __all__ = [
     "KINDS",
@@ -113,6 +119,29 @@ class _Case:
         if name in self.regions:
             return self.regions[name].fold in training.folds
         return name in self.held_glaciers(training)
+
+    def gaps(self, training: Training) -> Iterator[tuple[str, str, float]]:
+        """Each region trained on, each that is held out, and the metres between the two."""
+        for name in training.regions:
+            for held in self.regions:
+                apart = not (self.holds_out(training, name) or self.are_parts(name, held))
+                if self.is_whole(name) and self.holds_out(training, held) and apart:
+                    yield name, held, self.gap_m(name, held)
+
+    def glaciers_in(self, region: str) -> set[str]:
+        return self.once(("present", region), self.grounds[region].glaciers_in)  # type: ignore[no-any-return]
+
+    def gap_m(self, one: str, other: str) -> float:
+        """Metres between what two folds hold out; infinite within one fold."""
+        pair = sorted((one, other))
+        return self.once(  # type: ignore[no-any-return]
+            ("gap", *pair), lambda: 1000 * smallest_gap_km([self.regions[n] for n in pair])
+        )
+
+    def are_parts(self, one: str, other: str) -> bool:
+        """Whether two folds share out one region: their parts lie side by side."""
+        a, b = self.regions.get(one), self.regions.get(other)
+        return a is not None and b is not None and a.area is not None and a.bbox == b.bbox
 
     def held_glaciers(self, training: Training) -> frozenset[str]:
         if self.glacier_folds is None:
@@ -253,6 +282,8 @@ def _label_like_content(training: Training, case: _Case) -> Iterator[Leak]:
 
 
 def _windows(training: Training, case: _Case) -> Iterator[Leak]:
+    if training.windows is None:
+        yield from _overlaps(training, case)
     for window in training.windows or ():
         where = f"{window.region} row {window.row} column {window.col}, {window.size} px"
         if case.is_whole(window.region):
@@ -265,6 +296,18 @@ def _windows(training: Training, case: _Case) -> Iterator[Leak]:
                 )
         elif window.region in case.grounds and case.glacier_folds:
             yield from _window_on_map(training, case, window, where)
+
+
+def _overlaps(training: Training, case: _Case) -> Iterator[Leak]:
+    """Where windows are not told, each region trained on counts as one."""
+    for name, held, gap_m in case.gaps(training):
+        if gap_m == 0:
+            yield Leak(
+                "held-out-pixels",
+                training.member,
+                f"{name} and {held}",
+                f"windows were cut from all of {name}, which meets held-out {held}",
+            )
 
 
 def _window_on_map(training: Training, case: _Case, window: Window, where: str) -> Iterator[Leak]:
@@ -297,6 +340,7 @@ def _window_on_map(training: Training, case: _Case, window: Window, where: str) 
 
 def _neighbours(training: Training, case: _Case) -> Iterator[Leak]:
     if case.glacier_folds is None:
+        yield from _shared_glaciers(training, case)
         return
     held = case.held_glaciers(training)
     complex_of = {g.ref_id: g.complex for g in case.glacier_folds.glaciers}
@@ -313,14 +357,29 @@ def _neighbours(training: Training, case: _Case) -> Iterator[Leak]:
         yield Leak("held-out-neighbour", training.member, name, text)
 
 
+def _shared_glaciers(training: Training, case: _Case) -> Iterator[Leak]:
+    """Glaciers that lie in two regions, or may touch from one to the other."""
+    for name, held, gap_m in case.gaps(training):
+        if gap_m <= JOIN_M:
+            text = f"the regions lie {gap_m:.0f} m apart: glaciers of the two may be one complex"
+        elif {name, held} <= case.grounds.keys():
+            both = case.glaciers_in(name) & case.glaciers_in(held)
+            if not both:
+                continue
+            more = f" and {len(both) - 1} more" if len(both) > 1 else ""
+            text = f"both hold {min(both)}{more}"
+        else:
+            continue
+        yield Leak("held-out-neighbour", training.member, f"{name} and {held}", text)
+
+
 def _trained_glaciers(training: Training, case: _Case) -> set[str]:
     """Glaciers that a member says it was trained on, and those that lie in its windows."""
     names = set(training.glaciers or ())
     for window in training.windows or ():
         ground = case.grounds.get(window.region)
         if ground is not None:
-            owners = np.unique(ground.owners[window.cut])
-            names |= {ground.glaciers[i - 1] for i in owners if i}
+            names |= ground.glaciers_in(window.cut)
     return names
 
 
@@ -328,8 +387,8 @@ def _region_gaps(case: _Case) -> Iterator[Leak]:
     regions = sorted(case.regions.values(), key=lambda r: r.name)
     for i, one in enumerate(regions):
         for other in regions[i + 1 :]:
-            gap_m = 1000 * smallest_gap_km([one, other])
-            if gap_m <= case.barrier_m:
+            gap_m = case.gap_m(one.name, other.name)
+            if gap_m <= case.barrier_m and not case.are_parts(one.name, other.name):
                 yield Leak(
                     "barrier",
                     f"folds {one.fold} and {other.fold}",
@@ -470,7 +529,7 @@ def audit_ensemble(folder: Path | str, *, work: Path | str | None = None) -> Aud
     folder
         Folder of the ensemble.
     work
-        Folder of its training, with the prepared regions in ``regions``.
+        Folder of its training, see :func:`model_serving.training_record.grounds_of`.
 
     Raises
     ------
@@ -490,7 +549,7 @@ def audit_ensemble(folder: Path | str, *, work: Path | str | None = None) -> Aud
     has_folds = Workspace(folder).get(FOLDS) is not None
     folds = read_folds(folder) if has_folds else None
     trainings = trainings_of(card)
-    grounds = [] if work is None else _grounds_in(Path(work) / "regions")
+    grounds = [] if work is None else grounds_of(Path(work))
     leaks = audit(
         trainings,
         regions=regions,
@@ -498,18 +557,14 @@ def audit_ensemble(folder: Path | str, *, work: Path | str | None = None) -> Aud
         grounds=grounds,
         fresh=[r["name"] for r in card.get("calibration_regions", ())],
     )
-    return Audit(tuple(leaks), _unseen(trainings, folds, grounds))
-
-
-def _grounds_in(folder: Path) -> list[Ground]:
-    found = sorted(path.parent for path in folder.glob("*/prepared.json"))
-    if not found:
-        raise UsageError(f"there is no prepared region in {folder}", kind="regions-missing")
-    return [Ground.of(read_region(path)) for path in found]
+    return Audit(tuple(leaks), _unseen(trainings, regions, folds, grounds))
 
 
 def _unseen(
-    trainings: Sequence[Training], folds: GlacierFolds | None, grounds: Sequence[Ground]
+    trainings: Sequence[Training],
+    regions: Sequence[TrainingRegion],
+    folds: GlacierFolds | None,
+    grounds: Sequence[Ground],
 ) -> dict[str, str]:
     """Tell what was not looked at, and why."""
     names = {g.name for g in grounds}
@@ -521,10 +576,14 @@ def _unseen(
         lost += f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         for kind in ("label-like-channel", "normalisation", "class-weights", "duplicate"):
             out[kind] = lost + (": names only" if kind == "label-like-channel" else "")
-    if any(t.windows is None for t in trainings):
-        out["held-out-pixels"] = "the card does not list the training windows"
-    if folds is None:
-        out["held-out-neighbour"] = "there are no folds of glaciers: whole regions are held out"
+    if folds is None and lacking:
+        out["held-out-neighbour"] = f"{lost}: how far apart they lie only"
+    whole = {r.name for r in regions if r.area is None}
+    untold = {name for t in trainings if t.windows is None for name in t.regions} - whole
+    if untold or any(t.windows is None and not t.regions for t in trainings):
+        for kind in ("held-out-pixels", *(["barrier"] if untold else [])):
+            out[kind] = "the card does not list the training windows"
+            out[kind] += f" in {', '.join(sorted(untold)[:3])}" if untold else ""
     told = {"class_counts": "class-weights", "validated_on": "validation"}
     told |= {"tuned_on": "tuned-on-held-out"}
     for attribute, kind in told.items():

@@ -36,7 +36,7 @@ _SCORES = {
     "calibration_error_at_1": "the same before temperatures",
 }
 
-_SPREAD = "IoU of single members: mean ± standard deviation (number)"
+_SPREAD = "IoU of single members, mean ± standard deviation (number)"
 _GROUPS = {
     "fold": "Fold",
     "size_km2": "Area of the glacier, km²",

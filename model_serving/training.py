@@ -32,6 +32,7 @@ from model_serving.member_training import (
 from model_serving.model_card import MODEL_CARD, model_card
 from model_serving.parallel import run_jobs
 from model_serving.regions import PreparedRegion, prepare_region
+from model_serving.training_record import note_regions
 from model_serving.training_report import REPORT, training_report
 
 __all__ = [
@@ -108,6 +109,7 @@ def train_ensemble(
     everything = _prepared(
         [*taught, *held_back], work, recipe, workers=workers, executor=executor, report=report
     )
+    note_regions(work, everything)
     names = {each.name for each in taught}
     prepared = [region for region in everything if region.name in names]
     unseen = [region for region in everything if region.name not in names]
@@ -132,6 +134,8 @@ def train_ensemble(
         TrainingRegion(r.name, r.seed, f, r.bbox, r.glaciers, round(r.ice_km2, 3))
         for r, f in zip(prepared, held_out, strict=True)
     ]
+    for member in members:
+        member.setdefault("validated_on", [])
     card = _card(recipe, members, described, simulated=regions is None)
     card["calibration_regions"] = [{"name": r.name, "seed": r.seed} for r in unseen]
     finished.put(CARD, dumped(card))

@@ -8,19 +8,33 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from catalog.cube import Workspace
 from catalog.errors import UsageError
 from model_serving.features import CHANNELS
-from model_serving.regions import PreparedRegion
+from model_serving.regions import PreparedRegion, read_region
 
-__all__ = ["GLACIERS", "Ground", "Training", "Window", "trainings_of"]
+__all__ = [
+    "GLACIERS",
+    "REGIONS",
+    "Ground",
+    "Training",
+    "Window",
+    "grounds_of",
+    "note_regions",
+    "trainings_of",
+]
 
 GLACIERS = "glaciers.json"
 """Beside a prepared region: ids of its glaciers as a list, in the order of its owners."""
+
+REGIONS = "regions.json"
+"""In the folder of a training: name of each of its prepared regions -> folder."""
 
 Array = npt.NDArray[Any]
 
@@ -79,6 +93,10 @@ class Ground:
     glaciers: tuple[str, ...]
     resolution_m: float
 
+    def glaciers_in(self, cut: tuple[slice, slice] = (slice(None), slice(None))) -> set[str]:
+        """Names of the glaciers that own pixels in some rows and columns."""
+        return {self.glaciers[i - 1] for i in np.unique(self.owners[cut]) if i}
+
     @classmethod
     def of(cls, region: PreparedRegion, *, glaciers: Sequence[str] | None = None) -> Ground:
         """Take a prepared region.
@@ -96,6 +114,37 @@ class Ground:
             tuple(names),
             region.grid.resolution_m,
         )
+
+
+def note_regions(work: Path, regions: Sequence[PreparedRegion]) -> None:
+    """Write down where the regions of a training lie."""
+    inside, folders = work.resolve(), {}
+    for region in regions:
+        folder = region.folder.resolve()
+        kept = folder.relative_to(inside) if folder.is_relative_to(inside) else folder
+        # ^ so that a training can be moved with its regions
+        folders[region.name] = str(kept)
+    Workspace(work).put(REGIONS, json.dumps(folders, indent=1).encode() + b"\n")
+
+
+def grounds_of(work: Path) -> list[Ground]:
+    """Take the prepared regions of a training: those it noted, else all that lie in ``regions``.
+
+    Raises
+    ------
+    UsageError
+        ``regions-missing`` where there is none, or one is not where it was.
+    """
+    noted = Workspace(work).get(REGIONS)
+    if noted is None:
+        folders = sorted(path.parent for path in (work / "regions").glob("*/prepared.json"))
+    else:
+        folders = [work / folder for _, folder in sorted(json.loads(noted).items())]
+    if not folders:
+        raise UsageError(
+            f"there is no prepared region in {work / 'regions'}", kind="regions-missing"
+        )
+    return [Ground.of(read_region(folder)) for folder in folders]
 
 
 def trainings_of(card: Mapping[str, Any]) -> list[Training]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 from ensembles import write_ensemble
 from made_inventories import grid_of, inventory, owners_of
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
@@ -331,8 +332,14 @@ def test_a_copy_of_a_scene_under_another_name_is_found_wherever_it_is_cut():
     training = Training("member", (0,), ("AGAIN",))
     (leak,) = audit([training], regions=regions, grounds=[GROUND, shifted])
     assert (leak.kind, leak.where) == ("duplicate", "AGAIN and GROUND1")
-    unlike = replace(other, name="AGAIN")
+    elsewhere = tuple(f"AGAIN/{g}" for g in other.glaciers)
+    unlike = replace(other, name="AGAIN", glaciers=elsewhere)
     assert audit([training], regions=regions, grounds=[GROUND, unlike]) == []
+    (leak,) = audit(
+        [training], regions=regions, grounds=[GROUND, replace(unlike, glaciers=GROUND.glaciers)]
+    )
+    assert (leak.kind, leak.where) == ("held-out-neighbour", "AGAIN and GROUND1")
+    assert "both hold G000 and 39 more" in leak.evidence
 
 
 def test_even_ground_is_no_copy_of_other_even_ground():
@@ -349,6 +356,40 @@ def test_windows_in_a_region_that_is_held_out_whole_are_leaks():
     training = Training("member", (0,), (), windows=(Window("A", 0, 3, 4, 16),))
     (leak,) = audit([training], regions=[region])
     assert (leak.kind, leak.where) == ("held-out-pixels", "A row 3 column 4, 16 px")
+
+
+def test_where_windows_are_not_told_all_of_a_region_counts_as_one():
+    one = TrainingRegion("A", 1, 0, (10.0, 46.0, 10.1, 46.1), 1, 1.0)
+    over = replace(one, name="B", fold=1, bbox=(10.05, 46.0, 10.2, 46.1))
+    training = Training("member", (0,), ("B",))
+    told = {
+        leak.kind: leak.where for leak in audit([training], regions=[one, over], barrier_m=-1.0)
+    }
+    assert told == {"held-out-pixels": "B and A", "held-out-neighbour": "B and A"}
+    beside = replace(over, bbox=(10.1005, 46.0, 10.2, 46.1))  # 39 m
+    (leak,) = audit([training], regions=[one, beside], barrier_m=-1.0)
+    assert leak.kind == "held-out-neighbour" and "39 m" in leak.evidence
+    apart = replace(over, bbox=(10.102, 46.0, 10.2, 46.1))
+    assert audit([training], regions=[one, apart], barrier_m=-1.0) == []
+
+
+def test_folds_that_share_out_one_region_are_no_regions_too_near(tmp_path: Path):
+    box = (10.0, 46.0, 10.2, 46.1)
+    parts = tuple(
+        TrainingRegion(
+            f"own/fold{fold}", 1, fold, box, 1, 1.0, area=shapely.box(*half, 46.1).__geo_interface__
+        )
+        for fold, half in enumerate(((10.0, 46.0, 10.1), (10.1, 46.0, 10.2)))
+    )
+    folder = write_ensemble(tmp_path, folds=2, seeds=1, regions=parts)
+    card = json.loads((folder / CARD).read_text())
+    for member in card["members"]:
+        member["trained_on"] = [f"own/fold{1 - member['fold']}"]
+    (folder / CARD).write_text(json.dumps(card))
+    found = audit_ensemble(folder)
+    assert found.leaks == ()
+    for kind in ("barrier", "held-out-pixels"):
+        assert found.unseen[kind].endswith("windows in own/fold0, own/fold1")
 
 
 def test_regions_of_different_folds_that_lie_too_near_are_told():

@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyproj import Geod
 
 from catalog.cube import TERRAIN_BANDS
 from catalog.errors import UsageError
@@ -104,6 +106,37 @@ def test_a_fold_map_marks_training_regions_and_leaves_the_rest_outside():
     assert {int(v) for m in maps for v in np.unique(m)} == {OUTSIDE, 3}
     assert marked == pytest.approx(15.77 * 11.11, rel=0.03)
     assert smallest_gap_km(regions) > 3000
+
+
+def test_the_gap_between_two_folds_is_that_of_their_nearest_points_on_the_ellipsoid():
+    def gap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+        boxes = (
+            TrainingRegion(n, 1, f, b, 1, 1.0)
+            for f, (n, b) in enumerate(zip("ab", (one, other), strict=True))
+        )
+        return smallest_gap_km(list(boxes))
+
+    def between(lon: float, lat: float, lon2: float, lat2: float) -> float:
+        return Geod(ellps="WGS84").inv(lon, lat, lon2, lat2)[2] / 1000
+
+    # Far north a degree of longitude is least at the upper of the latitudes that both have.
+    svalbard = gap((15.0, 78.0, 15.5, 78.2), (16.5, 78.05, 17.0, 78.3))
+    assert svalbard == pytest.approx(between(15.5, 78.2, 16.5, 78.2), rel=1e-3)
+    corner = gap((10.0, 80.0, 10.5, 80.1), (11.0, 80.15, 12.0, 80.3))
+    assert corner == pytest.approx(between(10.5, 80.1, 11.0, 80.15), rel=1e-3)
+    over = gap((179.5, -40.0, 179.9, -39.8), (-179.9, -39.9, -179.5, -39.7))
+    assert over == pytest.approx(between(179.9, -39.9, -179.9, -39.9), rel=1e-3)
+    assert gap((10.0, 46.0, 10.1, 46.1), (10.05, 46.05, 10.3, 46.3)) == 0
+    parts = [
+        TrainingRegion(
+            n, 1, f, (10.0, 46.0, 11.0, 46.1), 1, 1.0, area=shapely.box(*b).__geo_interface__
+        )
+        for f, (n, b) in enumerate(
+            {"a": (10.0, 46.0, 10.2, 46.1), "b": (10.4, 46.0, 11.0, 46.1)}.items()
+        )
+    ]
+    assert smallest_gap_km(parts) == pytest.approx(between(10.2, 46.1, 10.4, 46.1), rel=1e-3)
+    assert smallest_gap_km(parts[:1]) == float("inf")
 
 
 def test_the_loss_ignores_what_was_not_seen():

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from catalog.errors import DataError, UsageError
 from catalog.grid import region_grid
 from catalog.simulation import RegionSpec, SeasonSpec
 from model_serving.ensemble import CARD, load_ensemble
+from model_serving.leaks import audit_ensemble
+from model_serving.measured import RELIABILITY, SCORES
 from model_serving.member_training import METRICS
 from model_serving.model_card import MODEL_CARD
-from model_serving.regions import UNKNOWN, PreparedRegion
-from model_serving.training import Recipe, WindowSampler, train_ensemble
+from model_serving.regions import UNKNOWN, PreparedRegion, keep_region
+from model_serving.training import REPORT, Recipe, WindowSampler, train_ensemble
 
 SIDE = 128
 RECIPE = Recipe(batch=64, window_px=32)
@@ -101,6 +105,13 @@ def test_the_same_command_makes_the_same_ensemble_and_keeps_what_is_finished(tmp
             (fold, seed, step) for fold in (0, 1) for seed in (0, 1, 2) for step in (1, 2)
         ]
     assert checksums(tmp_path / "one") == checksums(tmp_path / "two")
+    for name in (SCORES, RELIABILITY, REPORT):
+        one, two = ((tmp_path / f"w-{run}" / name).read_bytes() for run in ("one", "two"))
+        if name != REPORT:  # it tells the seconds
+            assert one == two
+            assert {"out of fold", "unseen"} == set(pd.read_csv(io.BytesIO(one)).maps)
+    audited = audit_ensemble(tmp_path / "one", work=tmp_path / "w-one")
+    assert (audited.leaks, audited.unseen) == ((), {})  # all ten kinds were looked at
     assert (tmp_path / "one" / MODEL_CARD).exists()
     assert not list((tmp_path / "w-one").rglob("*checkpoint*"))
     finished = tmp_path / "w-one" / "members"
@@ -149,7 +160,9 @@ def shrunk(region: PreparedRegion, folder: Path, *, name: str, ice_km2: float) -
     folder.mkdir()
     for file in region.folder.glob("*.npy"):
         (folder / file.name).write_bytes(file.read_bytes())
-    return replace(region, name=name, folder=folder, ice_km2=ice_km2, fingerprint=name)
+    made = replace(region, name=name, folder=folder, ice_km2=ice_km2, fingerprint=name)
+    keep_region(made, "made")
+    return made
 
 
 @pytest.mark.slow
@@ -181,6 +194,7 @@ def test_regions_that_are_prepared_already_are_trained_on_with_some_aside_to_sto
         (name,) for name, fold in held.items() if fold != 0
     }
     assert card["area_calibration"]["source"] == "not calibrated yet"
+    assert audit_ensemble(out, work=tmp_path / "work").unseen == {}
     assert load_ensemble(out).config.widths == (8, 8)
 
 
