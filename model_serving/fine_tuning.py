@@ -42,7 +42,7 @@ from model_serving.member_training import (
     kept_member,
     validation_windows,
 )
-from model_serving.metrics import confusion_matrix
+from model_serving.metrics import confusion_matrix, mapped_classes
 from model_serving.parallel import run_jobs
 from model_serving.regions import PreparedRegion, identity_of
 from model_serving.runtimes import choose_runtime
@@ -284,11 +284,16 @@ def tune_member(
         tuning.recipe,
         loss=loss,
         validate=_scored(FixedWindows(fixed, loss), groups),
-        entry=entry | {"validated_on": [f"{region.name}/{g}" for g in territories.of(aside)]},
+        entry=entry | {"validated_on": [_glacier(region, g) for g in territories.of(aside)]},
         folder=folder,
         identity=identity,
     )
     return made | {"number": number}
+
+
+def _glacier(region: PreparedRegion, number: int) -> str:
+    """Name of a glacier among those of all regions."""
+    return f"{region.name}/{number}"
 
 
 def _part(region: PreparedRegion, fold: int) -> str:
@@ -418,12 +423,7 @@ def _crop(held: Mask, *, least: int) -> tuple[Mask, tuple[slice, slice]]:
 
 
 def _counted(probability: Array, truth: Array) -> Array:
-    """Confusion matrix; ice is what has at least half of the probability, as in every map."""
-    ice = probability[list(ICE_CLASSES)].sum(axis=0) >= 0.5
-    of_ice = np.asarray(ICE_CLASSES)[probability[list(ICE_CLASSES)].argmax(axis=0)]
-    rest = [c for c in range(len(CLASSES)) if c not in ICE_CLASSES]
-    other = np.asarray(rest)[probability[rest].argmax(axis=0)]
-    return confusion_matrix(np.where(ice, of_ice, other), truth, classes=len(CLASSES))
+    return confusion_matrix(mapped_classes(probability), truth, classes=len(CLASSES))
 
 
 def _ice_iou(table: Array) -> float:
@@ -469,6 +469,10 @@ def _card(
             "fingerprint": region.fingerprint,
             "seasons": list(region.seasons),
             "tuning": asdict(tuning),
+            "held_out": {
+                str(part.fold): [_glacier(region, g) for g in territories.held_out(part.fold)]
+                for part in held
+            },
         },
         "area_calibration": parent.area_calibration
         | {

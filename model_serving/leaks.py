@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from catalog.cube import Workspace
 from catalog.errors import UsageError
 from model_serving.ensemble import CARD
-from model_serving.fold_pixels import HELD_OUT, TRAIN, distance_m, owner_roles
-from model_serving.folds import TrainingRegion, smallest_gap_km
+from model_serving.fold_pixels import distance_m
+from model_serving.folds import TrainingRegion
 from model_serving.glacier_folds import (
     FOLDS,
     JOIN_M,
@@ -29,6 +29,7 @@ from model_serving.glacier_folds import (
     barrier_for,
     read_folds,
 )
+from model_serving.leak_case import Case
 from model_serving.leak_pixels import (
     class_counts,
     content_keys,
@@ -94,99 +95,6 @@ class Audit:
     """Kind -> why it was looked at not at all or in part only."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """Everything the checks look at, with what is computed once."""
-
-    regions: Mapping[str, TrainingRegion]
-    glacier_folds: GlacierFolds | None
-    grounds: Mapping[str, Ground]
-    barrier_m: float
-    fresh: frozenset[str]
-    kept: dict[Any, Any] = field(default_factory=dict)
-
-    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
-
-    def is_whole(self, region: str) -> bool:
-        """Whether a region is held out as a whole, not glacier by glacier."""
-        return region in self.regions
-
-    def holds_out(self, training: Training, name: str) -> bool:
-        """Whether a member's folds hold out a region or a glacier of that name."""
-        if name in self.regions:
-            return self.regions[name].fold in training.folds
-        return name in self.held_glaciers(training)
-
-    def gaps(self, training: Training) -> Iterator[tuple[str, str, float]]:
-        """Each region trained on, each that is held out, and the metres between the two."""
-        for name in training.regions:
-            for held in self.regions:
-                apart = not (self.holds_out(training, name) or self.are_parts(name, held))
-                if self.is_whole(name) and self.holds_out(training, held) and apart:
-                    yield name, held, self.gap_m(name, held)
-
-    def glaciers_in(self, region: str) -> set[str]:
-        return self.once(("present", region), self.grounds[region].glaciers_in)  # type: ignore[no-any-return]
-
-    def gap_m(self, one: str, other: str) -> float:
-        """Metres between what two folds hold out; infinite within one fold."""
-        pair = sorted((one, other))
-        return self.once(  # type: ignore[no-any-return]
-            ("gap", *pair), lambda: 1000 * smallest_gap_km([self.regions[n] for n in pair])
-        )
-
-    def are_parts(self, one: str, other: str) -> bool:
-        """Whether two folds share out one region: their parts lie side by side."""
-        a, b = self.regions.get(one), self.regions.get(other)
-        return a is not None and b is not None and a.area is not None and a.bbox == b.bbox
-
-    def held_glaciers(self, training: Training) -> frozenset[str]:
-        if self.glacier_folds is None:
-            return frozenset()
-        folds = [f for f in training.folds if f < self.glacier_folds.folds]
-        return frozenset().union(*(self.glacier_folds.held_out(f) for f in folds))
-
-    def masks(self, training: Training, name: str) -> tuple[Array, Array]:
-        """Pixels of a region that a member may train on, and those held out from it."""
-        return self.once(  # type: ignore[no-any-return]
-            ("masks", name, training.folds, name in training.regions),
-            lambda: self._masks(training, name),
-        )
-
-    def _masks(self, training: Training, name: str) -> tuple[Array, Array]:
-        ground = self.grounds[name]
-        none = np.zeros(ground.owners.shape, bool)
-        trained = ~none if name in training.regions else none
-        if name in self.fresh:
-            return none, ~none
-        if self.is_whole(name):
-            held = self.holds_out(training, name)
-            return (none, ~none) if held else (trained, none)
-        if self.glacier_folds is None or not training.folds:
-            return trained, none
-        roles = [
-            owner_roles(
-                self.glacier_folds,
-                ground.owners,
-                fold=fold,
-                ref_ids=ground.glaciers,
-                resolution_m=ground.resolution_m,
-            )
-            for fold in training.folds
-        ]
-        allowed = np.all([r == TRAIN for r in roles], axis=0)
-        return trained & allowed, np.any([r == HELD_OUT for r in roles], axis=0)
-
-    def held_ice(self, training: Training, name: str) -> Array:
-        """Pixels of held-out glaciers in a region, ``(y, x)`` bool."""
-        ground, held = self.grounds[name], self.held_glaciers(training)
-        known = np.array([False, *(g in held for g in ground.glaciers)])
-        return np.asarray(known[ground.owners])
-
-
 def audit(
     trainings: Sequence[Training],
     *,
@@ -195,6 +103,7 @@ def audit(
     grounds: Sequence[Ground] = (),
     barrier_m: float | None = None,
     fresh: Sequence[str] = (),
+    parts: Mapping[int, Sequence[str]] | None = None,
 ) -> list[Leak]:
     """Look for everything held out that took part in making the members.
 
@@ -213,6 +122,8 @@ def audit(
         else :func:`barrier_for` the widest training window.
     fresh
         Regions on which the uncertainty was measured: no member may have seen them.
+    parts
+        Fold -> glaciers that it holds out of a region that was fine-tuned on.
 
     Returns
     -------
@@ -221,12 +132,13 @@ def audit(
     """
     if barrier_m is None:
         barrier_m = glacier_folds.barrier_m if glacier_folds else barrier_for(WINDOW_M)
-    case = _Case(
+    case = Case(
         {r.name: r for r in regions},
         glacier_folds,
         {g.name: g for g in grounds},
         barrier_m,
         frozenset(fresh),
+        {fold: frozenset(names) for fold, names in (parts or {}).items()},
     )
     found = {leak for training in trainings for check in _CHECKS for leak in check(training, case)}
     found |= set(_region_gaps(case)) | set(_not_fresh(trainings, fresh))
@@ -247,7 +159,7 @@ def refuse_leaks(leaks: Sequence[Leak]) -> None:
         raise UsageError(f"held-out ground takes part in training: {first}{more}", kind="fold-leak")
 
 
-def _label_like_channels(training: Training, case: _Case) -> Iterator[Leak]:
+def _label_like_channels(training: Training, case: Case) -> Iterator[Leak]:
     for name in training.channels:
         word = label_like_name(name)
         if word:
@@ -259,7 +171,7 @@ def _label_like_channels(training: Training, case: _Case) -> Iterator[Leak]:
     yield from (replace(leak, member=training.member) for leak in leaks)
 
 
-def _label_like_content(training: Training, case: _Case) -> Iterator[Leak]:
+def _label_like_content(training: Training, case: Case) -> Iterator[Leak]:
     sides: tuple[list[Any], list[Any]] = ([], [])
     for name, ground in sorted(case.grounds.items()):
         trained, held = case.masks(training, name)
@@ -281,7 +193,7 @@ def _label_like_content(training: Training, case: _Case) -> Iterator[Leak]:
             )
 
 
-def _windows(training: Training, case: _Case) -> Iterator[Leak]:
+def _windows(training: Training, case: Case) -> Iterator[Leak]:
     if training.windows is None:
         yield from _overlaps(training, case)
     for window in training.windows or ():
@@ -298,7 +210,7 @@ def _windows(training: Training, case: _Case) -> Iterator[Leak]:
             yield from _window_on_map(training, case, window, where)
 
 
-def _overlaps(training: Training, case: _Case) -> Iterator[Leak]:
+def _overlaps(training: Training, case: Case) -> Iterator[Leak]:
     """Where windows are not told, each region trained on counts as one."""
     for name, held, gap_m in case.gaps(training):
         if gap_m == 0:
@@ -310,7 +222,7 @@ def _overlaps(training: Training, case: _Case) -> Iterator[Leak]:
             )
 
 
-def _window_on_map(training: Training, case: _Case, window: Window, where: str) -> Iterator[Leak]:
+def _window_on_map(training: Training, case: Case, window: Window, where: str) -> Iterator[Leak]:
     name = window.region
     ground = case.grounds[name]
     inside = int(case.masks(training, name)[1][window.cut].sum())
@@ -338,7 +250,7 @@ def _window_on_map(training: Training, case: _Case, window: Window, where: str) 
         )
 
 
-def _neighbours(training: Training, case: _Case) -> Iterator[Leak]:
+def _neighbours(training: Training, case: Case) -> Iterator[Leak]:
     if case.glacier_folds is None:
         yield from _shared_glaciers(training, case)
         return
@@ -357,7 +269,7 @@ def _neighbours(training: Training, case: _Case) -> Iterator[Leak]:
         yield Leak("held-out-neighbour", training.member, name, text)
 
 
-def _shared_glaciers(training: Training, case: _Case) -> Iterator[Leak]:
+def _shared_glaciers(training: Training, case: Case) -> Iterator[Leak]:
     """Glaciers that lie in two regions, or may touch from one to the other."""
     for name, held, gap_m in case.gaps(training):
         if gap_m <= JOIN_M:
@@ -373,7 +285,7 @@ def _shared_glaciers(training: Training, case: _Case) -> Iterator[Leak]:
         yield Leak("held-out-neighbour", training.member, f"{name} and {held}", text)
 
 
-def _trained_glaciers(training: Training, case: _Case) -> set[str]:
+def _trained_glaciers(training: Training, case: Case) -> set[str]:
     """Glaciers that a member says it was trained on, and those that lie in its windows."""
     names = set(training.glaciers or ())
     for window in training.windows or ():
@@ -383,7 +295,7 @@ def _trained_glaciers(training: Training, case: _Case) -> set[str]:
     return names
 
 
-def _region_gaps(case: _Case) -> Iterator[Leak]:
+def _region_gaps(case: Case) -> Iterator[Leak]:
     regions = sorted(case.regions.values(), key=lambda r: r.name)
     for i, one in enumerate(regions):
         for other in regions[i + 1 :]:
@@ -398,11 +310,11 @@ def _region_gaps(case: _Case) -> Iterator[Leak]:
                 )
 
 
-def _seen_grounds(training: Training, case: _Case) -> bool:
+def _seen_grounds(training: Training, case: Case) -> bool:
     return bool(training.regions) and set(training.regions) <= case.grounds.keys()
 
 
-def _normalisation(training: Training, case: _Case) -> Iterator[Leak]:
+def _normalisation(training: Training, case: Case) -> Iterator[Leak]:
     if training.mean is None or training.std is None or not _seen_grounds(training, case):
         return
     mean, std = case.once(("norm", training.folds, training.regions), lambda: _norm(training, case))
@@ -420,14 +332,14 @@ def _normalisation(training: Training, case: _Case) -> Iterator[Leak]:
         )
 
 
-def _norm(training: Training, case: _Case) -> tuple[Array, Array]:
+def _norm(training: Training, case: Case) -> tuple[Array, Array]:
     return normalisation(
         (case.grounds[name].features, case.masks(training, name)[0])
         for name in sorted(training.regions)
     )
 
 
-def _class_weights(training: Training, case: _Case) -> Iterator[Leak]:
+def _class_weights(training: Training, case: Case) -> Iterator[Leak]:
     if training.class_counts is None or not _seen_grounds(training, case):
         return
     names = sorted(training.regions)
@@ -443,7 +355,7 @@ def _class_weights(training: Training, case: _Case) -> Iterator[Leak]:
         )
 
 
-def _duplicates(training: Training, case: _Case) -> Iterator[Leak]:
+def _duplicates(training: Training, case: Case) -> Iterator[Leak]:
     leaks = case.once(
         ("duplicates", training.folds, training.regions),
         lambda: list(_duplicates_of_fold(training, case)),
@@ -451,7 +363,7 @@ def _duplicates(training: Training, case: _Case) -> Iterator[Leak]:
     yield from (replace(leak, member=training.member) for leak in leaks)
 
 
-def _duplicates_of_fold(training: Training, case: _Case) -> Iterator[Leak]:
+def _duplicates_of_fold(training: Training, case: Case) -> Iterator[Leak]:
     sides: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for name in sorted(case.grounds):
         features = case.grounds[name].features
@@ -475,7 +387,7 @@ def _duplicates_of_fold(training: Training, case: _Case) -> Iterator[Leak]:
                 )
 
 
-def _names(training: Training, case: _Case) -> Iterator[Leak]:
+def _names(training: Training, case: Case) -> Iterator[Leak]:
     """What the card itself says: regions trained on, validated on and tuned on."""
     for name in training.regions:
         if case.is_whole(name) and case.holds_out(training, name):
@@ -486,6 +398,9 @@ def _names(training: Training, case: _Case) -> Iterator[Leak]:
                 f"it claims to hold out fold {case.regions[name].fold}, and was trained on "
                 "a region of it",
             )
+    for name in sorted(training.glaciers or ()):
+        if case.is_in_part(training, name):
+            yield Leak("trained-on-held-out", training.member, name, "it is held out itself")
     for name in training.validated_on or ():
         if case.holds_out(training, name):
             yield Leak("validation", training.member, name, "it validates and is held out")
@@ -510,7 +425,7 @@ def _not_fresh(trainings: Sequence[Training], fresh: Sequence[str]) -> Iterator[
             )
 
 
-_CHECKS: tuple[Callable[[Training, _Case], Iterator[Leak]], ...] = (
+_CHECKS: tuple[Callable[[Training, Case], Iterator[Leak]], ...] = (
     _label_like_channels,
     _windows,
     _neighbours,
@@ -549,6 +464,7 @@ def audit_ensemble(folder: Path | str, *, work: Path | str | None = None) -> Aud
     has_folds = Workspace(folder).get(FOLDS) is not None
     folds = read_folds(folder) if has_folds else None
     trainings = trainings_of(card)
+    held = card.get("fine_tuning", {}).get("held_out", {})
     grounds = [] if work is None else grounds_of(Path(work))
     leaks = audit(
         trainings,
@@ -556,6 +472,7 @@ def audit_ensemble(folder: Path | str, *, work: Path | str | None = None) -> Aud
         glacier_folds=folds,
         grounds=grounds,
         fresh=[r["name"] for r in card.get("calibration_regions", ())],
+        parts={int(fold): names for fold, names in held.items()},
     )
     return Audit(tuple(leaks), _unseen(trainings, regions, folds, grounds))
 

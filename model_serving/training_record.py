@@ -150,8 +150,9 @@ def grounds_of(work: Path) -> list[Ground]:
 def trainings_of(card: Mapping[str, Any]) -> list[Training]:
     """Read from an ensemble's card what each member was made from.
 
-    Beside what every card holds, a member's entry may tell ``class_counts``, ``glaciers``,
-    ``windows`` (lists of region, season, row, column, size), ``validated_on`` and ``tuned_on``.
+    Beside what every card holds, a member's entry may tell ``class_counts``, ``glaciers`` (after
+    fine-tuning ``tuned_glaciers``, by their numbers in that region), ``windows`` (lists of region,
+    season, row, column, size), ``validated_on`` and ``tuned_on``.
 
     Raises
     ------
@@ -181,8 +182,15 @@ def _training(entry: Mapping[str, Any], card: Mapping[str, Any]) -> Training:
         mean=listed("mean"),
         std=listed("std"),
         class_counts=listed("class_counts"),
-        glaciers=None if "glaciers" not in entry else frozenset(entry["glaciers"]),
+        glaciers=_glaciers(entry, card),
         windows=None if windows is None else tuple(Window(*w) for w in windows),
         validated_on=listed("validated_on"),
         tuned_on=None if tuned is None else {k: tuple(v) for k, v in tuned.items()},
     )
+
+
+def _glaciers(entry: Mapping[str, Any], card: Mapping[str, Any]) -> frozenset[str] | None:
+    if "tuned_glaciers" in entry:
+        region = card["fine_tuning"]["region"]
+        return frozenset(f"{region}/{number}" for number in entry["tuned_glaciers"])
+    return frozenset(entry["glaciers"]) if "glaciers" in entry else None

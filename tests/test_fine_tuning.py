@@ -21,6 +21,7 @@ from catalog.errors import UsageError
 from model_serving.ensemble import CARD, load_ensemble
 from model_serving.fine_tuning import Tuning, _coarse, _groups, fine_tune, tune_member
 from model_serving.folds import TrainingRegion, fold_map
+from model_serving.leaks import audit_ensemble
 from model_serving.losses import make_loss
 from model_serving.model_card import MODEL_CARD
 from model_serving.regions import PreparedRegion
@@ -75,6 +76,12 @@ def test_each_member_goes_on_from_its_own_weights_without_the_glaciers_it_will_m
         assert f"own/fold{1 - fold}" in entry["trained_on"]
         assert aside.isdisjoint(tuned)
         assert len(own | aside | tuned) == 6
+    audited = audit_ensemble(tmp_path / "out")
+    assert audited.leaks == ()
+    assert "own/fold0" in audited.unseen["barrier"]
+    assert card["fine_tuning"]["held_out"] == {
+        str(fold): [f"own/{g}" for g in shared.held_out(fold)] for fold in (0, 1)
+    }
     assert card["parent"]["fingerprint"] == before.fingerprint
     assert card["parent"]["members"] == {m.name: m.sha256 for m in before.members}
     assert "not measured again" in card["area_calibration"]["source"]

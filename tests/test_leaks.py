@@ -390,6 +390,19 @@ def test_folds_that_share_out_one_region_are_no_regions_too_near(tmp_path: Path)
     assert found.leaks == ()
     for kind in ("barrier", "held-out-pixels"):
         assert found.unseen[kind].endswith("windows in own/fold0, own/fold1")
+    card["fine_tuning"] = {"region": "own", "held_out": {"0": ["own/1"], "1": ["own/2", "own/3"]}}
+    first, second = card["members"]
+    first |= {"tuned_glaciers": [3], "validated_on": ["own/2"]}
+    second |= {"tuned_glaciers": [1], "validated_on": []}
+    (folder / CARD).write_text(json.dumps(card))
+    assert audit_ensemble(folder).leaks == ()
+    first |= {"tuned_glaciers": [1, 3]}
+    second |= {"validated_on": ["own/3"]}
+    (folder / CARD).write_text(json.dumps(card))
+    assert [(x.kind, x.member, x.where) for x in audit_ensemble(folder).leaks] == [
+        ("trained-on-held-out", first["name"], "own/1"),
+        ("validation", second["name"], "own/3"),
+    ]
 
 
 def test_regions_of_different_folds_that_lie_too_near_are_told():
