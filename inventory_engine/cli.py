@@ -255,6 +255,7 @@ def train(
     """Train an ensemble on made-up regions by regional cross-validation."""
     from catalog.simulation import terrain_shape, terrain_specs, training_specs
     from inventory_engine.display import RichShow
+    from model_serving.measured import SCORES
     from model_serving.training import REPORT, Recipe, train_ensemble
 
     given: dict[str, Any] = {
@@ -278,6 +279,7 @@ def train(
         )
     console.print(f"{len(card['members'])} members in {out}", highlight=False)
     console.print(f"report: {work / REPORT}", highlight=False)
+    console.print(f"scores: {work / SCORES}", highlight=False)
 
 
 @app.command(name="fine-tune")

@@ -16,6 +16,7 @@ import pytest
 from catalog.errors import DataError, UsageError
 from catalog.grid import region_grid
 from catalog.simulation import RegionSpec, SeasonSpec
+from inventory_engine.audits import verdict
 from model_serving.ensemble import CARD, load_ensemble
 from model_serving.leaks import audit_ensemble
 from model_serving.measured import RELIABILITY, SCORES
@@ -111,7 +112,8 @@ def test_the_same_command_makes_the_same_ensemble_and_keeps_what_is_finished(tmp
             assert one == two
             assert {"out of fold", "unseen"} == set(pd.read_csv(io.BytesIO(one)).maps)
     audited = audit_ensemble(tmp_path / "one", work=tmp_path / "w-one")
-    assert (audited.leaks, audited.unseen) == ((), {})  # all ten kinds were looked at
+    assert (audited.leaks, audited.unseen) == ((), {})
+    assert verdict(audited) == "no leak; 10 of 10 kinds were looked at in full"
     assert (tmp_path / "one" / MODEL_CARD).exists()
     assert not list((tmp_path / "w-one").rglob("*checkpoint*"))
     finished = tmp_path / "w-one" / "members"
