@@ -31,7 +31,7 @@ __all__ = ["area_calibration", "evaluate_calibration", "evaluate_out_of_fold"]
 Array = npt.NDArray[Any]
 Report = Callable[[int, int], None]
 
-_OFFSETS = (0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5)
+_OFFSETS = (0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.6, -0.8, -1.0)
 # ^ offsets tried: rare classes weigh more in the loss, so untouched logits may see too much ice
 _NOMINAL = 0.6827
 # ^ coverage of one standard deviation of a normal distribution

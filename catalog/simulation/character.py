@@ -79,9 +79,9 @@ def character_of(spec: RegionSpec) -> Character | None:
     return Character(
         rocks=np.stack(rocks),
         debris=1.03 * debris * wet,
-        hummock_m=float(rng.uniform(2.5, 13.0)),
-        hummock_px=float(rng.uniform(12.0, 34.0)),
-        pond_limit=float(rng.uniform(1.8, 2.7)),
+        hummock_m=float(rng.uniform(5.0, 16.0)),
+        hummock_px=float(rng.uniform(14.0, 38.0)),
+        pond_limit=float(rng.uniform(1.7, 2.5)),
         crevasses=float(rng.uniform(0.1, 0.45)),
         dirt=float(rng.uniform(0.0, 0.55)),
         thin_m=float(rng.uniform(20.0, 160.0)),

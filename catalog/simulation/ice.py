@@ -144,6 +144,9 @@ def _mask_from(
     room = deep + np.clip(0.75 * (broad - bed), -80.0, 25.0) - (9.0 + 2.5 * edge)
     if wasted is not None:
         room -= wasted
+    if style_of(spec).varied:
+        room = ndimage.gaussian_filter(room, 4.0)
+        # ^ outlines are drawn in bends of a hundred metres, not around every crag
     ice = ndimage.binary_opening(room > 0, iterations=3)
     ice = ndimage.binary_closing(ice, iterations=_NARROW_PX) | ice
     surface = broad + deep - 4.0

@@ -197,6 +197,7 @@ class Style:
 
 
 _STYLES: dict[str, Style] = {
+    "plain": Style(2100.0, 900.0, 0.95, 0.22, 0.33, 0.0075, 2.2, 650.0, 1.0, 12.0),
     "alpine": Style(
         2100.0, 900.0, 0.95, 0.22, 0.34, 0.0075, 2.2, 650.0, 1.0, 16.0,
         melt=0.85, tongues=0.2, plants=("meadow", "forest"), varied=True,
@@ -238,7 +239,7 @@ def demo_spec() -> RegionSpec:
     return RegionSpec(
         name="DEMO",
         seed=20161,
-        style="alpine",
+        style="plain",
         lon=-28.24,
         lat=46.55,
         size_km=20.0,
