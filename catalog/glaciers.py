@@ -16,11 +16,11 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyogrio
 import shapely
 from pyproj import CRS
 
 from catalog.errors import SetAside, UsageError
+from catalog.vectors import read_vectors
 
 __all__ = ["COLUMNS", "ReferenceInventory", "read_reference"]
 
@@ -90,7 +90,7 @@ def read_reference(path: Path | str, *, id_field: str | None = None) -> Referenc
         usable outline.
     """
     path = Path(path)
-    raw = _read_file(path)
+    raw = read_vectors(path)
     field, schema = _id_column(raw, path, id_field)
     notes: list[SetAside] = []
     rows = _usable_rows(raw, field, notes)
@@ -104,30 +104,6 @@ def read_reference(path: Path | str, *, id_field: str | None = None) -> Referenc
             kind="reference-empty",
         )
     return ReferenceInventory(frame, tuple(sorted(notes)), _fingerprint(frame))
-
-
-def _read_file(path: Path) -> gpd.GeoDataFrame:
-    if not path.is_file():
-        raise UsageError(f"there is no reference inventory at {path}", kind="reference-unreadable")
-    try:
-        if path.suffix.lower() in {".parquet", ".geoparquet"}:
-            frame = gpd.read_parquet(path)
-        else:
-            frame = gpd.read_file(path, engine="pyogrio")
-    except (ValueError, OSError, pyogrio.errors.DataSourceError) as error:
-        raise UsageError(
-            f"cannot read {path} as GeoPackage, Shapefile, GeoJSON or GeoParquet: {error}",
-            kind="reference-unreadable",
-        ) from error
-    if not isinstance(frame, gpd.GeoDataFrame):
-        raise UsageError(f"{path} has no geometries", kind="reference-unreadable")
-    if frame.crs is None:
-        raise UsageError(
-            f"{path} has no coordinate reference system; assign one (for a Shapefile: add its .prj)"
-            ", the engine does not guess",
-            kind="reference-crs",
-        )
-    return frame
 
 
 def _id_column(raw: gpd.GeoDataFrame, path: Path, id_field: str | None) -> tuple[str, str]:

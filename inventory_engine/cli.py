@@ -380,6 +380,53 @@ def folds(
 
 
 @app.command()
+def validate(
+    file: Annotated[
+        Path, typer.Argument(help="Outlines: GeoPackage, Shapefile, GeoParquet, GeoJSON.")
+    ],
+    *,
+    profile: Annotated[
+        str, typer.Option(help="`rgi7`, or `derived` for inventories with ids of their own.")
+    ] = "rgi7",
+    complexes: Annotated[Path | None, typer.Option(help="Its complexes.")] = None,
+    intersects: Annotated[Path | None, typer.Option(help="Its intersects.")] = None,
+    hypsometry: Annotated[Path | None, typer.Option(help="Its hypsometry, CSV.")] = None,
+    links: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON: members of complexes; CSV: overlaps with another inventory."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a table, points and a map of the findings.")
+    ] = None,
+) -> None:
+    """Check a glacier inventory against every rule of RGI 7, and tell where it breaks one."""
+    from inventory_engine.display import RichShow
+    from inventory_engine.validation import has_errors, rule_table, validate_files, verdict
+
+    with RichShow(Console(stderr=True)) as show:
+        found, count = validate_files(
+            file,
+            profile=profile,
+            complexes=complexes,
+            intersects=intersects,
+            hypsometry=hypsometry,
+            links=links or (),
+            out=out,
+            progress=show.counter(),
+        )
+    for finding in found:
+        typer.echo(finding.line)
+    console = _console()
+    if found:
+        console.print(rule_table(found))
+    console.print(verdict(found, count), highlight=False)
+    if out is not None:
+        console.print(f"{out}", highlight=False)
+    if has_errors(found):
+        raise typer.Exit(WITH_FAILURES)
+
+
+@app.command()
 def audit(
     folder: Annotated[Path, typer.Argument(help="Folder of an ensemble.")],
     work: Annotated[
