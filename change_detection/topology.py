@@ -18,6 +18,7 @@ from pyproj import CRS, Transformer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from catalog.errors import DataError
 from change_detection.attributes import utm_zone
 
 __all__ = [
@@ -122,13 +123,14 @@ def overlap_areas_m2(
     """Area that each pair has in common, m2, and a point in it (None where there is no area)."""
     areas = np.zeros(len(first))
     places = np.full(len(first), None, dtype=object)
-    for start in range(0, len(first), _BATCH):
-        part = slice(start, start + _BATCH)
+    deep = np.flatnonzero(~shapely.touches(polygons[first], polygons[second]))
+    # ^ whether interiors meet is found sooner than where
+    for part in np.array_split(deep, max(1, -(-len(deep) // _BATCH))):
         common = shapely.intersection(polygons[first[part]], polygons[second[part]])
-        found = np.flatnonzero(shapely.get_dimensions(common) == 2)
-        flat = polygons_only(common[found])
-        areas[start + found] = 1e6 * areas_km2(flat)
-        places[start + found] = shapely.point_on_surface(flat)
+        flat = polygons_only(common)
+        areas[part] = 1e6 * areas_km2(flat)
+        places[part] = shapely.point_on_surface(flat)
+    places[areas == 0] = None
     return areas, places
 
 
@@ -171,8 +173,13 @@ def shared_borders(frame: gpd.GeoDataFrame, *, id_field: str = "rgi_id") -> gpd.
         EPSG:4326; ``rgi_g_id_1`` < ``rgi_g_id_2``, ``length_m`` in UTM, ``geometry`` a LineString:
         one row a connected line, sorted by the ids and from west to east. Numbering the lines
         (``rgi_id``) is left to the writer of a package.
+
+    Raises
+    ------
+    DataError
+        ``bad-geometry`` where an outline is missing or invalid.
     """
-    polygons = shapely.force_2d(frame.geometry.to_numpy())
+    polygons = _valid_outlines(frame, id_field)
     first, second = touching_pairs(polygons)
     lines, pair = shapely.get_parts(shared_lines(polygons, first, second), return_index=True)
     ids = frame[id_field].to_numpy()
@@ -214,8 +221,13 @@ def dissolve_complexes(frame: gpd.GeoDataFrame, *, id_field: str = "rgi_id") -> 
         Valid polygons in EPSG:4326.
     id_field
         Column of their ids.
+
+    Raises
+    ------
+    DataError
+        ``bad-geometry`` where an outline is missing or invalid.
     """
-    polygons = shapely.force_2d(frame.geometry.to_numpy())
+    polygons = _valid_outlines(frame, id_field)
     first, second = touching_pairs(polygons)
     joined = ~shapely.is_empty(shared_lines(polygons, first, second))
     apart = np.flatnonzero(~joined)
@@ -244,6 +256,17 @@ def dissolve_complexes(frame: gpd.GeoDataFrame, *, id_field: str = "rgi_id") -> 
     }
     rows = gpd.GeoDataFrame(columns, geometry=list(shapes), crs=4326)
     return Complexes(rows, tuple(members for members, _, _ in found))
+
+
+def _valid_outlines(frame: gpd.GeoDataFrame, id_field: str) -> Geometries:
+    polygons = np.asarray(shapely.force_2d(frame.geometry.to_numpy()))
+    for i in np.flatnonzero(~shapely.is_valid(polygons))[:1]:
+        raise DataError(
+            f"the outline of {frame[id_field].iloc[i]} is not valid: "
+            f"{shapely.is_valid_reason(polygons[i])}; repair it first",
+            kind="bad-geometry",
+        )
+    return polygons
 
 
 def _components(count: int, first: Indices, second: Indices) -> Indices:

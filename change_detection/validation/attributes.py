@@ -149,7 +149,8 @@ def check_ids(layer: Layer) -> list[Finding]:
     """Pattern, uniqueness and region of the ids of a product."""
     if "rgi_id" not in layer.frame:
         return []
-    ids = layer.text("rgi_id")
+    column = layer.frame["rgi_id"]
+    ids = column.astype(object).where(column.notna(), "").astype(str).to_numpy()
     pattern = id_pattern(layer.profile, layer.product)
     matches = [pattern.fullmatch(i) for i in ids]
     bad = np.array([m is None for m in matches], dtype=bool)

@@ -126,6 +126,7 @@ def layer_of(frame: gpd.GeoDataFrame, *, profile: Profile, product: Product = "G
     point = shapely.point_on_surface(polygons)
     other = readable & shapely.is_empty(polygons)
     point[other] = shapely.centroid(flat[other])
+    point[shapely.is_empty(point)] = shapely.Point(np.nan, np.nan)
     sound = readable & valid & ~shapely.is_empty(polygons)
     return Layer(
         product,
