@@ -8,13 +8,14 @@ equal-area projection, as in RGI 7.0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import shapely
-from pyproj import CRS, Transformer
+from pyproj import Transformer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -47,9 +48,14 @@ PRECISION_DEG = 1e-9
 """Outlines that are nearer than this (0.1 mm) touch; RGI 7.0 rounds its intersects to it."""
 MAX_OVERLAP_M2 = 1e-6
 """Largest overlap of two outlines that RGI 7.0 leaves (rgi_user_guide, "Revisions")."""
-_EQUAL_AREA = CRS.from_user_input("+proj=cea +datum=WGS84 +units=m")
+_EQUAL_AREA = "+proj=cea +datum=WGS84 +units=m"
 _BATCH = 20_000
 # ^ pairs whose intersections are in memory together
+
+
+@lru_cache(maxsize=64)
+def _from_lonlat(crs: str) -> Transformer:
+    return Transformer.from_crs(4326, crs, always_xy=True)
 
 
 def areas_km2(geometries: Geometries) -> Floats:
@@ -57,8 +63,7 @@ def areas_km2(geometries: Geometries) -> Floats:
 
     Edges are straight in longitude and latitude, as those of the outlines are.
     """
-    to_plane = Transformer.from_crs(4326, _EQUAL_AREA, always_xy=True)
-    plane = shapely.transform(geometries, to_plane.transform, interleaved=False)
+    plane = shapely.transform(geometries, _from_lonlat(_EQUAL_AREA).transform, interleaved=False)
     return np.asarray(shapely.area(plane), np.float64) / 1e6
 
 
@@ -88,7 +93,7 @@ def utm_lengths_m(lines: Geometries, zones: npt.ArrayLike | None = None) -> Floa
     for zone in np.unique(zones):
         if 1 <= zone <= 60:
             here = zones == zone
-            to_utm = Transformer.from_crs(4326, 32600 + int(zone), always_xy=True)
+            to_utm = _from_lonlat(f"EPSG:{32600 + zone}")
             plane = shapely.transform(lines[here], to_utm.transform, interleaved=False)
             lengths[here] = shapely.length(plane)
     return lengths

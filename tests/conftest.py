@@ -152,7 +152,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         outcome: {
             row[1].upper()
             for report in terminalreporter.stats.get(outcome, [])
-            if (row := re.search(r"::test_([sacdgmz]\d+)_", getattr(report, "nodeid", "")))
+            if (row := re.search(r"::test_([sacdgmzv]\d+)_", getattr(report, "nodeid", "")))
         }
         for outcome in ("passed", "failed", "error")
     }

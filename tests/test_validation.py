@@ -387,7 +387,7 @@ steps = st.integers(0, 40)
 sizes = st.integers(1, 12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(steps, steps, sizes, sizes), min_size=2, max_size=12))
 def test_overlaps_and_duplicates_are_those_of_every_pair_by_itself(places):
     boxes = [cell(x / 4, y / 4, w / 4, h / 4) for x, y, w, h in places]
@@ -412,7 +412,7 @@ def test_overlaps_and_duplicates_are_those_of_every_pair_by_itself(places):
     assert sum(f.rule == "duplicate" for f in found) == held
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(4, 14))
 def test_an_outline_is_told_invalid_where_geos_says_so(seed: int, corners: int):
     rng = np.random.default_rng(seed)
@@ -423,7 +423,7 @@ def test_an_outline_is_told_invalid_where_geos_says_so(seed: int, corners: int):
     assert all(shape.distance(shapely.Point(f.lon, f.lat)) < 1e-9 for f in invalid)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 30))
 def test_no_outline_below_the_minimum_passes(size: int):
     shape = cell(7, 0, size / 100, size / 100)
