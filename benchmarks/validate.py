@@ -14,6 +14,8 @@ import argparse
 import resource
 import sys
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import geopandas as gpd
 import numpy as np
@@ -25,6 +27,7 @@ from change_detection.attributes import RGI_ATTRIBUTES
 from change_detection.topology import areas_km2, dissolve_complexes, shared_borders
 from change_detection.validation.inventory import Package, validate_package
 
+Result = TypeVar("Result")
 _SIDE = 4
 # ^ glaciers along the edge of a complex
 _EDGE_VERTICES = 24
@@ -111,40 +114,40 @@ def spoiled(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     return frame.set_geometry(gpd.GeoSeries(outlines, crs=4326))
 
 
-def timed(count: int) -> list[str]:
+def timed(name: str, call: Callable[[], Result]) -> tuple[Result, float]:
+    """Result and processor seconds of a call, told as soon as they are known."""
+    start = time.process_time()
+    result = call()
+    seconds = time.process_time() - start
+    print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    return result, seconds
+
+
+def row(count: int) -> list[str]:
     """Row of the table: glaciers, vertices, borders, seconds of each part, rate, peak memory."""
     frame = made_glaciers(count)
-    marks = [time.process_time()]
-    borders = shared_borders(frame)
-    marks.append(time.process_time())
-    complexes = dissolve_complexes(frame)
-    marks.append(time.process_time())
-    alone = validate_package(Package(spoiled(frame)))
-    marks.append(time.process_time())
+    spoilt = Package(spoiled(frame))
+    alone, outlines_s = timed("outlines", lambda: validate_package(spoilt))
+    borders, borders_s = timed("borders", lambda: shared_borders(frame))
+    complexes, complexes_s = timed("complexes", lambda: dissolve_complexes(frame))
     ids = [f"RGI2000-v7.0-C-01-{n + 1:05d}" for n in range(len(complexes.frame))]
-    lines = borders.assign(
-        rgi_id=[
-            f"RGI2000-v7.0-I-{n // 99_999 + 1:02d}-{n % 99_999 + 1:05d}"
-            for n in range(len(borders))
-        ]
-    )
+    numbers = [
+        f"RGI2000-v7.0-I-{n // 99_999 + 1:02d}-{n % 99_999 + 1:05d}" for n in range(len(borders))
+    ]
     package = Package(
         frame,
         complexes.frame.assign(rgi_id=ids),
         dict(zip(ids, complexes.members, strict=True)),
-        lines,
+        borders.assign(rgi_id=numbers),
     )
-    marks.append(time.process_time())
-    whole = validate_package(package)
-    marks.append(time.process_time())
-    seconds = np.diff(marks)[[0, 1, 2, 4]]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    whole, package_s = timed("package", lambda: validate_package(package))
+    print(f"{count}: {len(alone)} findings, {len(whole)} in the package", file=sys.stderr)
     vertices = int(shapely.get_num_coordinates(frame.geometry.to_numpy()).sum())
-    print(f"{count}: {len(alone)} findings alone, {len(whole)} in the package", file=sys.stderr)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [
         *(f"{n:,}" for n in (count, vertices, len(borders))),
-        *(f"{s:.1f}" for s in seconds),
-        f"{count / seconds[2]:,.0f}",
+        *(f"{s:.1f}" for s in (outlines_s, borders_s, complexes_s, package_s)),
+        f"{count / outlines_s:,.0f}",
         f"{peak:,.0f}",
     ]
 
@@ -157,15 +160,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="10,000 glaciers only")
     counts = (10_000,) if parser.parse_args().quick else (10_000, 100_000)
     head = [
-        "glaciers",
-        "vertices",
-        "border lines",
-        "borders s",
-        "complexes s",
-        "outlines s",
-        "package s",
+        *("glaciers", "vertices", "border lines", "outlines s", "borders s", "complexes s"),
+        *("package s", "outlines/s", "peak MiB"),
     ]
-    print(table([*head, "glaciers/s", "peak MiB"], [timed(count) for count in counts]))
+    print(table(head, [row(count) for count in counts]))
     for name, fact in machine(("shapely", "geopandas", "pyproj")).items():
         print(f"{name}: {fact}")
 

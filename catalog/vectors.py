@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,4 +72,7 @@ def _read(path: Path) -> Any:
     if suffix in _PARQUET:
         return gpd.read_parquet(path)
     options: dict[str, Any] = {"DATE_AS_STRING": "YES"} if suffix in _JSON else {}
-    return gpd.read_file(path, engine="pyogrio", on_invalid="ignore", **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Non closed ring", RuntimeWarning)
+        # ^ such a geometry is None afterwards; whoever reads the file tells whose it is
+        return gpd.read_file(path, engine="pyogrio", on_invalid="ignore", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def broken_outline(seed: int) -> object:
         return shapely.GeometryCollection([good, shapely.Point(x, y), shapely.LineString(ring[:5])])
     if kind == 7:
         return shapely.force_3d(good, 2500.0)
-    return shapely.Polygon(ring, [ring[::-1] * 0.999999 + np.array([x, y]) * 1e-6])
+    return shapely.Polygon(ring, [ring[::-1]])
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -226,19 +227,13 @@ def test_v4_a_broken_outline_is_told_by_its_id_repaired_within_a_percent_or_left
 
 
 def test_v4_a_ring_that_is_not_closed_is_told_and_not_closed_by_guessing(tmp_path: Path):
-    frame = glaciers()
     path = tmp_path / "open.geojson"
-    frame.to_file(path)
-    text = path.read_text()
-    start = text.index("[ [ [") + 4
-    end = text.index("]", start) + 1
-    closed = text[: text.rindex("[ 10.7", 0, text.index("] ] ]"))].rstrip().rstrip(",")
-    assert end > start and closed
-    path.write_text(closed + text[text.index(" ] ]", len(closed) - 4) :])
-    with pytest.warns(RuntimeWarning, match="Non closed ring"):
-        found = validate_package(Package(read_vectors(path)))
-    assert {f.rule for f in found} == {"geometry-missing"}
-    assert [f.glacier for f in found] == ["RGI2000-v7.0-G-11-00001"]
+    glaciers().to_file(path)
+    features = json.loads(path.read_text())
+    features["features"][2]["geometry"]["coordinates"][0].pop()
+    path.write_text(json.dumps(features))
+    found = validate_package(Package(read_vectors(path)))
+    assert [(f.rule, f.glacier) for f in found] == [("geometry-missing", "RGI2000-v7.0-G-11-00003")]
 
 
 def test_v4_outlines_that_cannot_be_decoded_make_the_file_unreadable(tmp_path: Path):

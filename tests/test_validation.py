@@ -551,3 +551,13 @@ def test_glims_outlines_of_two_dates_are_duplicates_of_each_other():
     assert counts["duplicate"] >= 44
     small = frame.to_crs("+proj=cea").area < 10_000
     assert counts["minimum-area"] == (small & frame.is_valid).sum()
+
+
+def test_the_documentation_lists_every_rule_as_it_is():
+    text = (Path(__file__).parents[1] / "docs" / "validation.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows == [
+        f"| `{code}` | {rule.what.replace('|', chr(92) + '|')} | {rule.rgi7 or '-'} | "
+        f"{rule.derived or '-'} | {rule.source} |"
+        for code, rule in RULES.items()
+    ]
