@@ -270,7 +270,9 @@ SPOILS = {
         "coordinates",
     ),
     "latitude first": (
-        lambda f: f.set_geometry(f.geometry.map(lambda g: shapely.transform(g, np.fliplr))),
+        lambda f: f.set_geometry(
+            gpd.GeoSeries(shapely.transform(f.geometry.to_numpy(), np.fliplr), crs=4326)
+        ),
         "utm-zone",
     ),
     "an id twice": (lambda f: f.assign(rgi_id=f.rgi_id[0]), "id-duplicate"),

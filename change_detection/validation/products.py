@@ -29,6 +29,8 @@ _LENGTH_M = 0.1
 _ON_BORDER_DEG = 1e-8
 # ^ a millimetre: far more than the rounding of coordinates, far less than any digitising
 _PIECE_VERTICES = 512
+_BATCH = 20_000
+# ^ pairs whose intersections are in memory together
 Indices = npt.NDArray[np.intp]
 
 
@@ -96,9 +98,12 @@ def check_members(
     if differing:
         text = f"{len(differing)} complexes are in the lists or the file only, first {differing[0]}"
         found += glaciers.report_file("complex-links", text)
-    glacier, complex_, _ = _fractions(glaciers, complexes)
+    pieces, owner = _pieces(complexes.polygons)
+    placed = np.flatnonzero(np.isfinite(glaciers.lon))
+    points = shapely.points(glaciers.lon[placed], glaciers.lat[placed])
+    glacier, piece = shapely.STRtree(pieces).query(points, predicate="intersects")
     where: dict[str, set[str]] = {}
-    for g, c in zip(glacier, complex_, strict=True):
+    for g, c in zip(placed[glacier], owner[piece], strict=True):
         where.setdefault(str(glaciers.names[g]), set()).add(str(complexes.names[c]))
     lost = [
         i
@@ -121,7 +126,10 @@ def _fractions(
     """
     pieces, owner = _pieces(complexes.polygons)
     glacier, piece = shapely.STRtree(pieces).query(glaciers.polygons, predicate="intersects")
-    common = shapely.area(shapely.intersection(glaciers.polygons[glacier], pieces[piece]))
+    common = np.zeros(len(glacier))
+    for part in np.array_split(np.arange(len(glacier)), max(1, len(glacier) // _BATCH)):
+        shares = shapely.intersection(glaciers.polygons[glacier[part]], pieces[piece[part]])
+        common[part] = shapely.area(shares)
     table = pd.DataFrame({"g": glacier, "c": owner[piece], "area": common})
     sums = table[table["area"] > 0].groupby(["g", "c"], sort=True)["area"].sum()
     g, c = (sums.index.get_level_values(i).to_numpy(np.intp) for i in (0, 1))
