@@ -292,6 +292,8 @@ def _dissolved(polygons: Geometries, group: Indices) -> list[tuple[Indices, Any]
     if whole.geom_type != "Polygon":
         # Vertices of one outline lie beside an edge of the other: close the gaps between them.
         whole = shapely.union_all(polygons[group], grid_size=PRECISION_DEG)
+    if whole.geom_type == "Polygon":
+        return [(group, whole)]
     parts = shapely.get_parts(whole)
     inside = shapely.STRtree(parts).query(
         shapely.point_on_surface(polygons[group]), predicate="intersects"
