@@ -21,6 +21,7 @@ __all__ = [
     "RegionalSigma",
     "area_sigma_km2",
     "boundary_sigma_km2",
+    "bounds_of_sum_km2",
     "change_sigma_km2",
     "ensemble_sd",
     "regional_sigma_km2",
@@ -208,9 +209,8 @@ def regional_sigma_km2(
     fraction = float(area[known].sum()) / total if total > 0 else math.nan
     if not known.any() or not fraction >= 0.95:
         return RegionalSigma(math.nan, math.nan, math.nan, math.nan, fraction)
-    independent = float(np.sqrt((sigma[known] ** 2).sum()))
-    widening = max(1.0, calibration.regional_scale / calibration.scale)
-    correlated = max(independent, float(sigma[known].sum())) * widening
+    independent, one_error = bounds_of_sum_km2(sigma[known])
+    correlated = one_error * max(1.0, calibration.regional_scale / calibration.scale)
     members = calibration.regional_scale * math.sqrt(_summed_variance(member_changes[:, known]))
     combined = min(math.hypot(members, independent), correlated)
     return RegionalSigma(combined, members, independent, correlated, fraction)
@@ -225,3 +225,22 @@ def _summed_variance(member_changes: npt.NDArray[Any]) -> float:
         if sums.size >= MIN_MEMBERS:
             variance += float(np.var(sums, ddof=1))
     return variance
+
+
+def bounds_of_sum_km2(sigma: npt.ArrayLike) -> tuple[float, float]:
+    """Give the bounds of the standard deviation of a sum: independent parts, and one error in all.
+
+    Parameters
+    ----------
+    sigma : ``(glacier,)``
+        Standard deviations, km2.
+
+    Returns
+    -------
+    tuple of float
+        The root of the sum of squares, never below the largest part, and the sum.
+    """
+    values = np.asarray(sigma, dtype=np.float64)
+    largest = float(values.max(initial=0.0))
+    independent = max(float(np.sqrt((values**2).sum())), largest)
+    return independent, max(float(values.sum()), independent)
