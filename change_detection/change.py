@@ -29,7 +29,7 @@ from change_detection.uncertainty import (
     unseen_sigma_km2,
 )
 
-__all__ = ["CHANGE_SCHEMA", "change_between"]
+__all__ = ["CHANGE_SCHEMA", "change_between", "parquet_bytes"]
 
 _DAYS_A_YEAR = 365.2425
 _MIN_YEARS = 0.9
@@ -116,7 +116,7 @@ def change_between(
     )
     folder = f"change/{season_from}_{season_to}"
     files = {
-        f"{folder}/glaciers.parquet": _parquet(table),
+        f"{folder}/glaciers.parquet": parquet_bytes(table, CHANGE_SCHEMA),
         f"{folder}/glaciers.csv": table.to_csv(index=False, lineterminator="\n").encode(),
         f"{folder}/summary.json": json.dumps(
             summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
@@ -325,8 +325,9 @@ def _counted(names: pd.Series[Any]) -> dict[str, int]:
     return {str(name): int(n) for name, n in sorted(counted.items())}
 
 
-def _parquet(table: pd.DataFrame) -> bytes:
+def parquet_bytes(table: pd.DataFrame, schema: pa.Schema) -> bytes:
+    """Bytes of a Parquet file; equal tables give equal bytes."""
     sink = io.BytesIO()
-    arrow = pa.Table.from_pandas(table, schema=CHANGE_SCHEMA, preserve_index=False)
+    arrow = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
     pq.write_table(arrow.replace_schema_metadata(None), sink, compression="zstd")
     return sink.getvalue()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,8 +81,9 @@ class OutlineFile:
     """Column of dates; None: one of the usual names."""
     date: str | None = None
     """Date of all its outlines (YYYY, YYYY-MM or YYYY-MM-DD), instead of a column."""
-    outline_error_m: float = OUTLINE_ERROR_M
-    """Standard deviation of the position of its outlines, metres."""
+    outline_errors_m: tuple[float, ...] = (OUTLINE_ERROR_M,)
+    """Standard deviation of the position of its outlines, metres: one, or one for each year of a
+    file of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,7 @@ class _Draft:
     frame: gpd.GeoDataFrame
     without_ice: dict[str, str]
     problems: list[Problem]
+    outline_error_m: float
 
     @property
     def source(self) -> str:
@@ -222,11 +225,20 @@ def _read_file(file: OutlineFile, *, alone: bool) -> list[_Draft]:
             for name in lost
         ]
     drafts: list[_Draft] = []
-    for year in sorted(set(years) - {""}) if alone else [""]:
+    wanted = sorted(set(years) - {""}) if alone else [""]
+    errors = file.outline_errors_m
+    if len(errors) not in {1, len(wanted)}:
+        raise UsageError(
+            f"{file.path} has {len(wanted)} dates ({', '.join(wanted)}) and {len(errors)} outline "
+            "errors: give one, or one for each date",
+            kind="outlines-error",
+        )
+    for year, error in zip(wanted, errors * (1 if len(errors) > 1 else len(wanted)), strict=True):
         rows = frame[years == year]
         problems = general if not drafts else []
         gone = {ident: day for ident, day in without if not alone or day[:4] == year}
-        drafts.append(_one_date(file, rows, sha256=sha256, without=gone, problems=problems))
+        draft = _one_date(file, rows, sha256=sha256, without=gone, problems=problems)
+        drafts.append(replace(draft, outline_error_m=error))
     return drafts
 
 
@@ -270,7 +282,7 @@ def _one_date(
     frame = latest_outlines(rows, notes)
     days = sorted(day for day in frame["src_date"] if day)
     label = days[len(days) // 2][:4] if days else file.path.stem
-    draft = _Draft(label, file, sha256, len(rows), frame, without, list(problems))
+    draft = _Draft(label, file, sha256, len(rows), frame, without, list(problems), math.nan)
     draft.problems.extend(
         Problem(draft.source, n.what, n.kind, n.reason, _DONE[n.kind]) for n in notes
     )
@@ -346,7 +358,7 @@ def _clean(draft: _Draft, proj4: str, by_id: bool, problems: list[Problem]) -> E
         draft.rows,
         frame[keep].reset_index(drop=True),
         {name: float(days[name]) for name in sorted(days)},
-        draft.file.outline_error_m,
+        draft.outline_error_m,
     )
 
 

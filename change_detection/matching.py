@@ -202,9 +202,11 @@ def _tell(
     done = f"its ice went to {_areas(divided)}"
     if own is not None:
         share = parts[own].area / outline.geometry.area if own in parts else 0.0
+        kept = divided[own].area / outline.geometry.area if own in divided else 0.0
         found = f"{share:.0%} of it lies on the ground of the glacier of that id"
         if share < 0.5:
-            problems.append(Problem(source, outline.ident, "id-elsewhere", found, done))
+            kind = "little-overlap" if kept >= 0.5 else "id-elsewhere"
+            problems.append(Problem(source, outline.ident, kind, found, done))
     elif by_id and outline.ident not in divided:
         found = "no earlier glacier has this id, but others lie there"
         problems.append(Problem(source, outline.ident, "id-unknown", found, done))

@@ -47,7 +47,7 @@ from change_detection.polygons import trace_polygons
 from change_detection.scene import Scene, read_elevation, read_scene
 from change_detection.uncertainty import area_sigma_km2
 
-__all__ = ["OUTLINE_COLUMNS", "publish_season", "trace_batch"]
+__all__ = ["OUTLINE_COLUMNS", "geoparquet_bytes", "publish_season", "trace_batch"]
 
 OUTLINE_COLUMNS: dict[str, str] = RGI_ATTRIBUTES | {
     "ref_id": "str",
@@ -167,7 +167,7 @@ def trace_batch(
     outlines["dem_source"] = np.where(outlines["zmed_m"].notna(), dem_source, "")
     facts = _facts(scene, territory, patches=patches, grid=grid) | {"polygons": len(outlines)}
     files = {
-        f"inventory/{season}/parts/{batch.id}.parquet": _geoparquet(outlines),
+        f"inventory/{season}/parts/{batch.id}.parquet": geoparquet_bytes(outlines),
         f"inventory/{season}/accounts/{batch.id}.parquet": _parquet(accounts),
     }
     tiny = zonal.counts(territory.inside, territory.count) == 0
@@ -353,7 +353,7 @@ def publish_season(
     table = pa.concat_tables([ACCOUNT_SCHEMA.empty_table(), *accounts]).sort_by("ref_id")
     _check_complete(table["ref_id"].to_pylist(), frame["ref_id"].tolist(), folder)
     files = {
-        f"{folder}/outlines.parquet": _geoparquet(outlines),
+        f"{folder}/outlines.parquet": geoparquet_bytes(outlines),
         f"{folder}/outlines.gpkg": _geopackage(outlines),
         f"{folder}/accounts.parquet": _parquet_bytes(table),
     }
@@ -413,7 +413,8 @@ def _put_all(workspace: Workspace, files: dict[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
 
 
-def _geoparquet(rows: gpd.GeoDataFrame) -> bytes:
+def geoparquet_bytes(rows: gpd.GeoDataFrame) -> bytes:
+    """Bytes of a GeoParquet file, version 1.1; equal rows give equal bytes."""
     sink = io.BytesIO()
     rows.to_parquet(sink, index=False, compression="zstd", schema_version="1.1.0")
     return sink.getvalue()

@@ -118,7 +118,8 @@ def _parted(
     event = "tributary-detached" if new[0] >= _TRUNK * sum(new) else "split"
     areas = ", ".join(f"{area:.3f}" for area in new)
     once = ", ".join(f"{area:.3f}" for area in old) or "none"
-    why = f"pieces of {areas} km2 in {labels[1]}, of {once} km2 in {labels[0]}, more than {apart:g} m apart"
+    why = f"pieces of {areas} km2 in {labels[1]}, of {once} km2 in {labels[0]}"
+    why += f"; pieces are more than {apart:g} m apart"
     return [(name, event, why)]
 
 

@@ -445,6 +445,61 @@ def audit(
         raise typer.Exit(WITH_FAILURES)
 
 
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Outlines in the order of time; or one file of several years."),
+    ],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for tables, figures and the report.")],
+    id_field: Annotated[
+        str,
+        typer.Option(help="Column of ids, one or one a file (A,B); else matched by overlap."),
+    ] = "",
+    date_field: Annotated[
+        str, typer.Option(help="Column of dates, one or one a file, if not a usual one.")
+    ] = "",
+    dates: Annotated[str, typer.Option(help="A date for each file instead: 1998,2009-09-15.")] = "",
+    outline_error: Annotated[
+        str, typer.Option(help="Standard deviation of outlines in metres, one or one a date.")
+    ] = "15",
+    coverage: Annotated[
+        str,
+        typer.Option(help="What the files show: `hull` of outlines, the `same`, or a file."),
+    ] = "hull",
+    growth: Annotated[
+        bool, typer.Option(help="Count ice beyond the outline of the date before.")
+    ] = True,
+) -> None:
+    """Account for glaciers between outline files of any origin, without imagery."""
+    from inventory_engine.compare import (
+        Request,
+        compare_files,
+        comparison_lines,
+        listed,
+        numbers,
+        pair_table,
+    )
+
+    summary = compare_files(
+        Request(
+            tuple(files),
+            listed(id_field),
+            listed(date_field),
+            listed(dates),
+            numbers("--outline-error", outline_error),
+            coverage,
+            growth,
+        ),
+        out,
+    )
+    console = _console()
+    console.print(pair_table(summary))
+    for line in [*comparison_lines(summary), f"report: {out / 'report.html'}"]:
+        console.print(line, highlight=False)
+
+
 @app.command("benchmark-models")
 def benchmark_models(
     out: Annotated[Path, typer.Option(help="Folder for the tables and finished runs.")],

@@ -11,7 +11,6 @@ import shapely
 
 from catalog.errors import StoreError, UsageError
 from catalog.glaciers import read_reference
-from catalog.grid import region_grid
 from model_serving.fold_measures import FoldMeasures, measure_folds
 from model_serving.glacier_folds import GlacierFolds, divide_glaciers
 
@@ -34,9 +33,8 @@ _COLOURS = (
 _TRAINED, _LEFT_OUT = "#7d8894", "#d9dde1"
 _VALIDATES = "#1d2733"
 _OTHER, _EDGE = "#eef0f2", "#9aa4ae"
-_VIEW_PX, _SIMPLER_PX = 1600, 0.4
+_SIMPLER_PX = 0.4
 # ^ outlines are simplified to less than a pixel of the map
-_SHARD_PX = 64
 _PRINT_DPI = 300
 _LEAST_PT, _DIVIDES_PT = 1.8, 14.0
 # ^ a smaller glacier is a dot, a larger one has a white line along its divides
@@ -169,8 +167,9 @@ def draw_folds(
         Name of the inventory.
     """
     from inventory_engine.report import maps
+    from inventory_engine.report.rasters import view_around
 
-    view = _view_of(frame)
+    view = view_around(frame)
     shapes = frame.assign(fold=[folds.fold_of[name] for name in frame["ref_id"]])
     outlines = frame.geometry.to_crs(view.grid.proj4).simplify(_SIMPLER_PX * view.pixel_m)
     shapes = shapes.set_geometry(outlines)
@@ -223,30 +222,6 @@ def _layout(view: View, count: int, *, title: tuple[str, str]) -> tuple[Figure, 
         for i in range(count)
     ]
     return figure, place(left, head, large), panels
-
-
-def _view_of(frame: gpd.GeoDataFrame) -> View:
-    """Frame around an inventory in an equal-area grid that is fine enough to be drawn."""
-    from inventory_engine.report.rasters import view_of
-
-    lonlat = shapely.get_coordinates(frame.geometry.to_numpy())
-    coarse = region_grid(lonlat[:, 0], lonlat[:, 1], resolution_m=1000.0)
-    bounds = frame.geometry.to_crs(coarse.proj4).total_bounds
-    span = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
-    grid = region_grid(
-        lonlat[:, 0],
-        lonlat[:, 1],
-        resolution_m=max(span / _VIEW_PX, 1.0),
-        margin_m=0.1 * span,
-        shard_px=_SHARD_PX,
-        chunk_px=_SHARD_PX,
-    )
-    west, south, east, north = bounds
-    # A slim inventory gets some ground beside it: the scale bar needs a place.
-    short = max(0.0, 0.3 * span - min(east - west, north - south)) / 2
-    extra = (0.0, short) if east - west >= north - south else (short, 0.0)
-    wanted = (west - extra[0], south - extra[1], east + extra[0], north + extra[1])
-    return view_of(grid, wanted, max_px=_VIEW_PX, pad=0.05, inside=False)
 
 
 def _subtitle(folds: GlacierFolds, measures: FoldMeasures) -> str:

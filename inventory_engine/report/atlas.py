@@ -35,6 +35,7 @@ __all__ = [
     "rate_map",
     "region_bounds",
     "relief",
+    "round_up",
     "season_map",
 ]
 
@@ -110,7 +111,7 @@ def rate_map(
     sigma = rows["rate_percent_sigma"].to_numpy(float)
     unsure = np.isfinite(rate) & ~(np.abs(rate) > sigma)
     top = np.nanpercentile(np.abs(rate), 95) if np.isfinite(rate).any() else 1.0
-    norm = mpl.colors.Normalize(-_nice(top), _nice(top))
+    norm = mpl.colors.Normalize(-round_up(top), round_up(top))
     figure, axes, bar = maps.map_figure(
         view,
         title=f"Area change rate, {totals.start} to {totals.end}",
@@ -135,7 +136,7 @@ def rate_map(
     return figure
 
 
-def _nice(value: float) -> float:
+def round_up(value: float) -> float:
     """Next round number at or above a positive value."""
     if not np.isfinite(value) or value <= 0:
         return 1.0

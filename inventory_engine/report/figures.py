@@ -32,7 +32,16 @@ from inventory_engine.report.style import (
     season_colours,
 )
 
-__all__ = ["area_figure", "hypsometry_figure", "rate_figure", "timeline_figure"]
+__all__ = [
+    "area_figure",
+    "class_label",
+    "hypsometry_figure",
+    "plain_log_ticks",
+    "rate_figure",
+    "rate_points",
+    "robust_limits",
+    "timeline_figure",
+]
 
 Floats = npt.NDArray[np.float64]
 _MANY = 400
@@ -46,11 +55,11 @@ def rate_figure(glaciers: Any, totals: PairTotals) -> Figure:
     rate = glaciers["rate_percent_per_year"].to_numpy(float)
     sigma = glaciers["rate_percent_sigma"].to_numpy(float)
     height = glaciers["zmed_m"].to_numpy(float)
-    limits = _robust_limits(rate, sigma)
+    limits = robust_limits(rate, sigma)
     first = figure.add_axes((0.075, 0.16, 0.44, 0.74))
-    _rate_points(first, area, rate, sigma)
+    rate_points(first, area, rate, sigma)
     first.set_xscale("log")
-    _plain_log_ticks(first.xaxis)
+    plain_log_ticks(first.xaxis)
     rows = class_medians(area, rate)
     if rows:
         size, middle, low, high, _ = (np.array(column) for column in zip(*rows, strict=True))
@@ -81,20 +90,21 @@ def rate_figure(glaciers: Any, totals: PairTotals) -> Figure:
     if scatter is not None:
         bar = figure.colorbar(scatter, cax=figure.add_axes((0.918, 0.16, 0.012, 0.74)))
         bar.set_label("Area at the first date (km²)")
-        _plain_log_ticks(bar.ax.yaxis)
+        plain_log_ticks(bar.ax.yaxis)
         bar.outline.set_linewidth(0.4)
     _count_outside(first, rate, limits)
     return figure
 
 
-def _plain_log_ticks(axis: Any) -> None:
+def plain_log_ticks(axis: Any) -> None:
     """Label a logarithmic axis at 1, 2 and 5, without powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _rate_points(axes: Axes, area: Floats, rate: Floats, sigma: Floats) -> None:
+def rate_points(axes: Axes, area: Floats, rate: Floats, sigma: Floats) -> None:
+    """Draw a point with its error for each glacier, hollow where there is no error."""
     many = len(area) > _MANY
     known = np.isfinite(sigma)
     for keep, face in ((known, CLEAN), (~known, "white")):
@@ -148,7 +158,8 @@ def _zero_and_mean(axes: Axes, totals: PairTotals) -> None:
     axes.grid(visible=True, which="major")
 
 
-def _robust_limits(rate: Floats, sigma: Floats) -> tuple[float, float]:
+def robust_limits(rate: Floats, sigma: Floats) -> tuple[float, float]:
+    """Limits of an axis of rates that the wildest two per cent of many glaciers do not set."""
     good = rate[np.isfinite(rate)]
     if not good.size:
         return -1.0, 1.0
@@ -235,7 +246,7 @@ def _size_class_bars(
             capsize=1.5,
             zorder=3,
         )
-    axes.set_xticks(place, [f"{_class_label(int(i))}\nn = {most[i]}" for i in used])
+    axes.set_xticks(place, [f"{class_label(int(i))}\nn = {most[i]}" for i in used])
     axes.set_xlabel("Size class by reference area (km²), glaciers with ice")
     axes.set_ylabel("Mapped area (km²)")
     axes.margins(y=0.12)
@@ -243,7 +254,8 @@ def _size_class_bars(
     axes.legend(loc="best", ncols=2 if len(seasons) > 3 else 1)
 
 
-def _class_label(index: int) -> str:
+def class_label(index: int) -> str:
+    """Name of a class of :data:`inventory_engine.report.numbers.SIZE_CLASSES`."""
     low, high = SIZE_CLASSES[index], SIZE_CLASSES[index + 1]
     if index == 0:
         return f"< {high:g}"

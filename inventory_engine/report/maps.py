@@ -178,7 +178,7 @@ def draw_colours(
     values: npt.NDArray[Any],
     *,
     norm: mpl.colors.Normalize,
-    cmap: str,
+    cmap: str | mpl.colors.Colormap,
     hatched: npt.NDArray[np.bool_],
     dot_below_m: float,
 ) -> None:
@@ -197,7 +197,7 @@ def draw_colours(
     dot_below_m
         Outlines narrower than this get a dot, so that small glaciers can be seen at all.
     """
-    ramp = mpl.colormaps[cmap]
+    ramp = mpl.colormaps[cmap] if isinstance(cmap, str) else cmap
     for geometry, value, hatch in zip(outlines.geometry, values, hatched, strict=True):
         colour = ramp(norm(value)) if np.isfinite(value) else "#c4cad0"
         for part in shapely.get_parts(geometry):

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
@@ -28,6 +27,7 @@ from inventory_engine.report.numbers import (
 )
 from inventory_engine.report.reading import Pair, RegionData, read_region
 from inventory_engine.report.style import figure_style, jpeg_uri, svg_uri
+from inventory_engine.report.template import environment
 
 __all__ = ["Page", "build_page"]
 
@@ -77,7 +77,7 @@ def build_page(workspace: Workspace, run: dict[str, Any]) -> Page:
         pictures = list(_pictures(workspace, story))
     data = words.finite(_data(run, story))
     html = (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             run=run,
@@ -358,13 +358,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _brief(value: Any) -> str:
     text = "–" if value is None else str(value)
     return text if len(text) <= 300 else text[:297] + "…"
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("inventory_engine.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import shapely
 import zarr
 
 from catalog.cube import (
@@ -27,7 +29,7 @@ from catalog.cube import (
     Workspace,
     read_window,
 )
-from catalog.grid import RegionGrid
+from catalog.grid import RegionGrid, region_grid
 
 __all__ = [
     "View",
@@ -39,10 +41,13 @@ __all__ = [
     "observations",
     "optical",
     "spread",
+    "view_around",
     "view_of",
 ]
 
 Floats = npt.NDArray[np.float32]
+_VIEW_PX = 1600
+_SHARD_PX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,28 @@ def view_of(
     height, width = max(1, row1 - row0), max(1, col1 - col0)
     step = max(1, math.ceil(max(height, width) / max_px))
     return View(grid, row0, col0, (max(1, height // step), max(1, width // step)), step)
+
+
+def view_around(frame: gpd.GeoDataFrame) -> View:
+    """Frame around outlines of any projection, in an equal-area grid fine enough to be drawn."""
+    lonlat = shapely.get_coordinates(frame.geometry.to_crs(4326).to_numpy())
+    coarse = region_grid(lonlat[:, 0], lonlat[:, 1], resolution_m=1000.0)
+    bounds = frame.geometry.to_crs(coarse.proj4).total_bounds
+    span = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
+    grid = region_grid(
+        lonlat[:, 0],
+        lonlat[:, 1],
+        resolution_m=max(span / _VIEW_PX, 1.0),
+        margin_m=0.1 * span,
+        shard_px=_SHARD_PX,
+        chunk_px=_SHARD_PX,
+    )
+    west, south, east, north = bounds
+    # A slim inventory gets some ground beside it: the scale bar needs a place.
+    short = max(0.0, 0.3 * span - min(east - west, north - south)) / 2
+    extra = (0.0, short) if east - west >= north - south else (short, 0.0)
+    wanted = (west - extra[0], south - extra[1], east + extra[0], north + extra[1])
+    return view_of(grid, wanted, max_px=_VIEW_PX, pad=0.05, inside=False)
 
 
 def optical(workspace: Workspace, season: str, view: View, bands: tuple[str, ...]) -> Floats:

@@ -31,7 +31,9 @@ __all__ = [
     "jpeg_uri",
     "new_figure",
     "panel_letter",
+    "png_bytes",
     "season_colours",
+    "svg_bytes",
     "svg_uri",
 ]
 
@@ -42,6 +44,7 @@ LOSS, GAIN = "#b2182b", "#2166ac"
 PAGE_WIDTH_IN = 7.2
 # ^ the double-column width of most journals (183 mm)
 _DPI = 200
+_PRINT_DPI = 300
 _FONTS = "Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -121,12 +124,24 @@ def season_colours(count: int) -> list[str]:
     return [mpl.colors.to_hex(ramp(float(stop))) for stop in stops]
 
 
-def svg_uri(figure: Figure) -> str:
-    """Vector form of a figure as a data URI; text stays text."""
+def png_bytes(figure: Figure) -> bytes:
+    """Raster form of a figure for print, 300 dpi."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_PRINT_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """Vector form of a figure; text stays text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue().replace("'DejaVu Sans'", _FONTS)
-    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode("ascii")
+    return buffer.getvalue().replace("'DejaVu Sans'", _FONTS).encode()
+
+
+def svg_uri(figure: Figure) -> str:
+    """Vector form of a figure as a data URI."""
+    data = base64.b64encode(svg_bytes(figure)).decode("ascii")
+    return "data:image/svg+xml;base64," + data
 
 
 def jpeg_uri(figure: Figure, *, budget_bytes: int) -> str:
