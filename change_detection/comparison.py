@@ -267,12 +267,11 @@ def _covered(shapes: npt.NDArray[Any], area: Any) -> npt.NDArray[np.bool_]:
 
 
 def _days(series: Series, ice: Sequence[Ice], glaciers: Sequence[str]) -> Floats:
-    return np.array(
-        [
-            [one.day.get(name, epoch.without_ice.get(name, epoch.day)) for name in glaciers]
-            for epoch, one in zip(series.epochs, ice, strict=True)
-        ]
-    )
+    rows = []
+    for epoch, one in zip(series.epochs, ice, strict=True):
+        median = epoch.day
+        rows.append([one.day.get(n, epoch.without_ice.get(n, median)) for n in glaciers])
+    return np.array(rows)
 
 
 def _pair(accounts: _Accounts, start: int, end: int) -> PairChange:

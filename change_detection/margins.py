@@ -17,7 +17,7 @@ from pyproj import Geod, Transformer
 
 __all__ = ["Margins", "trace_margins"]
 
-_STEP_M = 10.0
+_STEP_M = 20.0
 # ^ margins are judged in pieces of this length at most
 _DIVIDE_M = 1.0
 # ^ ice of two glaciers that is nearer has a divide between it, not ground
@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """The margins of all glaciers at one date, in pieces of at most 10 m."""
+    """The margins of all glaciers at one date, in short pieces."""
 
     names: tuple[str, ...]
     """Glaciers that the pieces' numbers mean."""
