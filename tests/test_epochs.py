@@ -118,10 +118,11 @@ def test_outlines_without_a_date_have_no_rate(tmp_path: Path):
 
 
 def test_a_date_of_a_year_is_told(tmp_path: Path):
-    file = outlines(tmp_path / "1.gpkg", RIM, year=[1990, 1990, 2000, 2000])
+    pairs = [*RIM.items(), *RIM.items()]
+    file = outlines(tmp_path / "1.gpkg", pairs, year=[1990] * 4 + [2000] * 4)
     series = read_series([OutlineFile(file, "code")], by_id=True)
     assert [epoch.label for epoch in series.epochs] == ["1990", "2000"]
-    assert named(series, "imprecise-date")[0].found.startswith("4 rows")
+    assert named(series, "imprecise-date")[0].found.startswith("8 rows")
 
 
 def test_dates_that_run_backwards_have_no_rate(tmp_path: Path):
