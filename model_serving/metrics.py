@@ -56,7 +56,7 @@ def mapped_classes(probability: Array) -> Array:
     ice = np.asarray(ICE_CLASSES, np.uint8)
     rest = np.asarray([c for c in range(len(CLASSES)) if c not in ICE_CLASSES], np.uint8)
     of_ice, other = (part[probability[part].argmax(axis=0)] for part in (ice, rest))
-    return np.where(probability[ice].sum(axis=0) >= 0.5, of_ice, other)
+    return np.asarray(np.where(probability[ice].sum(axis=0) >= 0.5, of_ice, other))
 
 
 def confusion_matrix(predicted: Array, reference: Array, *, classes: int) -> Array:

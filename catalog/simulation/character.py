@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .spectra import Spectrum
 
-__all__ = ["PLANTS", "Character", "character_of", "plant_spectrum"]
+__all__ = ["PLANTS", "WARM", "Character", "character_of", "plant_spectrum"]
 
 PLANTS: Final = {
     "meadow": (0.035, 0.062, 0.050, 0.270, 0.200, 0.110),
@@ -25,8 +25,8 @@ PLANTS: Final = {
     "tundra": (0.038, 0.058, 0.062, 0.190, 0.205, 0.130),
 }
 """Textbook mean reflectance of what grows, in the order of ``spectra.BANDS``."""
-_WARM: Final = np.array([-1.0, -0.6, -0.1, 0.25, 0.7, 0.75])
-# ^ along the bands: how a surface turns from grey to rusty
+WARM: Final = np.array([-1.0, -0.6, -0.1, 0.25, 0.7, 0.75], dtype=np.float32)
+"""Along the bands of ``spectra.BANDS``: how a surface turns from grey to rusty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def character_of(spec: RegionSpec) -> Character | None:
 def _tone(rng: np.random.Generator, *, brightness: float, warmth: float) -> NDArray[np.float64]:
     """Factors (6,) of a brightness and a colour, and a little of each band's own."""
     bright, warm = rng.normal(0.0, brightness), rng.normal(0.0, warmth)
-    tone = np.exp(bright + warm * _WARM + rng.normal(0.0, 0.04, 6))
+    tone = np.exp(bright + warm * WARM + rng.normal(0.0, 0.04, 6))
     return np.asarray(np.clip(tone, 0.45, 2.0), dtype=np.float64)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from .character import Character, character_of, plant_spectrum
+from .character import WARM, Character, character_of, plant_spectrum
 from .noise import fractal, stream
 from .routing import fill_depressions
 from .rubble import creeping_rock, gravel_plains
@@ -161,13 +161,18 @@ def _hummocks(
     lumps = fractal(
         stream(spec.seed, "hummocks"), shape, exponent=0.8, longest_px=longest, shortest_px=5.0
     )
-    height = np.float32(1.0 if character is None else character.hummock_m / 3.2)
+    height: NDArray[np.float32] | np.float32 = np.float32(1.0)
+    if character is not None:
+        calm = fractal(stream(spec.seed, "calm"), shape, exponent=2.2, longest_px=220.0)
+        height = np.float32(character.hummock_m / 3.2) * np.clip(1.0 + 0.5 * calm, 0.3, 2.0)
+        # ^ some tongues are rough and their neighbours smooth
     return height * (3.2 * (1.0 - np.abs(lumps)) + 1.2 * lumps).astype(np.float32)
 
 
 def _rock_kinds(spec: RegionSpec, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    longest = 350.0 if style_of(spec).varied else 900.0
     province = fractal(
-        stream(spec.seed, "province"), shape, exponent=2.4, longest_px=900.0, shortest_px=6.0
+        stream(spec.seed, "province"), shape, exponent=2.4, longest_px=longest, shortest_px=6.0
     )
     band = fractal(
         stream(spec.seed, "strata"), shape, exponent=2.0, longest_px=500.0, shortest_px=5.0
@@ -288,6 +293,7 @@ def _reflectance(
     stone = _rock_kinds(spec, shape)
     stripes = (hummocks - hummocks.mean()) / hummocks.std()
     factors = _DEBRIS_FACTORS if character is None else tuple(character.debris)
+    tones = None if character is None else _tones_of_debris(spec, shape)
     out = np.empty((6, kind.size), dtype=np.float32)
     flat = fields.reshape(6, -1)
     source = np.where(kind == KINDS.index("debris"), 20 + stone, kind)
@@ -304,8 +310,20 @@ def _reflectance(
             part[0] = np.float32(0.8) * part[0] + np.float32(0.6) * stripes.ravel()[cells]
         else:
             spectrum = members[KINDS[number]]
-        out[:, cells] = np.minimum(draw(spectrum, part), 1.2)
+        out[:, cells] = draw(spectrum, part)
+        if tones is not None and number >= 20:
+            out[:, cells] *= tones.reshape(6, -1)[:, cells]
+    np.minimum(out, 1.2, out=out)
     return out.reshape(6, *kind.shape)
+
+
+def _tones_of_debris(spec: RegionSpec, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Factors (6, y, x) on debris: what falls on one glacier has not the colour of the next."""
+    bright, warm = (
+        fractal(stream(spec.seed, name), shape, exponent=2.4, longest_px=250.0)
+        for name in ("bright-debris", "warm-debris")
+    )
+    return np.exp(0.18 * bright + 0.10 * WARM[:, None, None] * warm).astype(np.float32)
 
 
 _DUST = (1.0, 0.95, 0.85, 0.75, -0.3, -0.3)
