@@ -27,7 +27,9 @@ __all__ = [
     "training_specs",
 ]
 
-StyleName = Literal["alpine", "himalaya", "arctic", "karakoram", "patagonia", "alaska", "tien-shan"]
+StyleName = Literal[
+    "plain", "alpine", "himalaya", "arctic", "karakoram", "patagonia", "alaska", "tien-shan"
+]
 Sensor = Literal["sentinel-2", "landsat-7", "landsat-8"]
 _SINCE: dict[str, int] = {"landsat-7": 1999, "landsat-8": 2013}
 # ^ first year a sensor delivers
