@@ -227,7 +227,7 @@ def _draw_close(axes: Axes, scene: _Scene, index: int, *, number: int) -> None:
             color=colour, linewidth=0.9, zorder=6,
         )  # fmt: skip
     _scale_bar(axes, box)
-    told = textwrap.wrap(f"{finding.glacier}: {finding.message}", 44, max_lines=3, placeholder=" …")
+    told = textwrap.wrap(f"{finding.glacier}: {finding.message}", 40, max_lines=3, placeholder=" …")
     place = f"{finding.lat:.5f}, {finding.lon:.5f}"
     lines = [f"{number}  {finding.rule}   {place}", *told, *[""] * (3 - len(told))]
     axes.set_title("\n".join(lines), loc="left", fontsize=5.0, pad=2.0, linespacing=1.15)
