@@ -47,6 +47,8 @@ class Character:
         Greatest darkening of clean ice by crevasses and by dust and cryoconite, 0 to 1.
     thin_m
         Breadth of the zone in which debris thins out towards clean ice.
+    patina
+        How much ground that has lain long is darker and rustier than what falls fresh, 0 to 1.
     outwash, rock_glaciers
         Shares of the ice-free ground that is gravel plain and creeping rock.
     haze, veil, missed
@@ -61,6 +63,7 @@ class Character:
     crevasses: float
     dirt: float
     thin_m: float
+    patina: float
     outwash: float
     rock_glaciers: float
     haze: float
@@ -85,6 +88,7 @@ def character_of(spec: RegionSpec) -> Character | None:
         crevasses=float(rng.uniform(0.1, 0.45)),
         dirt=float(rng.uniform(0.0, 0.55)),
         thin_m=float(rng.uniform(20.0, 160.0)),
+        patina=float(rng.uniform(0.05, 0.45)),
         outwash=float(rng.uniform(0.0, 0.05)),
         rock_glaciers=float(rng.uniform(0.0, 0.015)),
         haze=float(rng.uniform(0.5, 2.0)),

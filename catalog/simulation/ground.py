@@ -338,7 +338,7 @@ def _weather(
     kind: NDArray[np.uint8],
     character: Character,
 ) -> None:
-    """Dirty and crack the clean ice, band the firn, thin the debris; ``look`` is changed."""
+    """Dirty and crack clean ice, band firn, age rock, thin debris; ``look`` is changed."""
     shape = (kind.shape[0], kind.shape[1])
     patch = fractal(
         stream(spec.seed, "weather"), shape, exponent=1.8, longest_px=160.0, shortest_px=3.0
@@ -355,6 +355,12 @@ def _weather(
     old = 0.12 * firn * np.clip(np.sin(2.0 * np.pi * state.surface / 55.0 + patch), 0.0, 1.0)
     for band in range(len(BANDS)):
         look[band] *= (1.0 - np.float32(_DUST[band]) * dust) * (1.0 - dark) * (1.0 - old)
+    lain = (kind < len(_STONES)) & ~state.ice
+    long = np.clip((1.0 - slope) / 0.5, 0.0, 1.0) * np.clip(0.9 + 0.4 * patch, 0.0, 1.3)
+    age = np.where(lain, character.patina * long, 0.0).astype(np.float32)
+    # ^ soil, lichen and varnish: steep walls shed them, and what lies on ice has none yet
+    for band in range(len(BANDS)):
+        look[band] *= np.exp(-age * (1.0 - np.float32(0.6) * WARM[band]))
     _thin_debris(state, look, patch=patch, character=character)
 
 
