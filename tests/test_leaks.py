@@ -439,7 +439,8 @@ def test_a_finished_ensemble_is_audited_by_its_card_and_its_folds(tmp_path: Path
     found = audit_ensemble(folder)
     assert found.leaks == ()
     assert "no pixels of A, B" in found.unseen["normalisation"]
-    assert found.unseen.keys() >= {"held-out-pixels", "tuned-on-held-out", "class-weights"}
+    assert found.unseen.keys() >= {"held-out-neighbour", "tuned-on-held-out", "class-weights"}
+    assert not found.unseen.keys() & {"held-out-pixels", "barrier"}  # the card alone tells them
     card["members"][0] |= {
         "trained_on": ["A", "B"],
         "validated_on": ["A"],
