@@ -21,7 +21,7 @@ from change_detection.margins import trace_margins
 from change_detection.uncertainty import bounds_of_sum_km2
 
 PER_EXAMPLE = settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 NUMBERS = [
     "area_change_km2",
