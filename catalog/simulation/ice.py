@@ -24,6 +24,8 @@ _LEAST_PX = 100
 # ^ 0.01 km2, the smallest glacier an inventory holds
 _NUNATAK_PX = 200
 # ^ 0.02 km2: smaller patches of rock inside a glacier are not drawn by analysts either
+_SPECK_PX, _FIELD_PX = 6, 60
+# ^ smaller fields of debris, and gaps in them, are not drawn
 _NARROW_PX = 4
 # ^ rock ribs narrower than 80 m between two snow fields are mapped as glacier
 
@@ -213,7 +215,10 @@ def debris_score(
     )
     # ^ some valleys have rotten rock and buried tongues, their neighbours stay clean
     score = 1.1 * fine + 0.8 * np.clip(below, -3.0, 3.0) + 0.7 * friable
-    score += 0.6 * np.exp(-inside / 60.0) + 0.3 * patchy
+    varied = style_of(spec).varied
+    fringe, patches = (0.2, 0.15) if varied else (0.6, 0.3)
+    # ^ debris as maps show it lies in fields, not in seams a pixel or two wide
+    score += fringe * np.exp(-inside / 60.0) + patches * patchy
     score -= 2.0 * np.clip(1.0 - below / 0.8, 0.0, 2.0)
     # ^ near the equilibrium line rock is still buried in snow and melts out only in patches
     tongues = style_of(spec).tongues
@@ -258,16 +263,12 @@ def grow_ice(spec: RegionSpec, bed: NDArray[np.float32]) -> list[IceState]:
         debris = ice & (score > limit)
         if covered is not None:
             debris |= covered & ice
-        debris = ice & ~_drop_small(~(debris & ~_clumps(debris)), 6)
+        least = _FIELD_PX if style_of(spec).varied else _SPECK_PX
+        debris = ice & ~_drop_small(~_drop_small(debris, least), least)
         states.append(IceState(ice, debris, surface.astype(np.float32), ela))
         before, covered = ice, debris
         origin = ice if origin is None else origin
     return states
-
-
-def _clumps(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    # Specks too small to be drawn.
-    return mask & ~_drop_small(mask, 6)
 
 
 def divide_glaciers(
