@@ -25,6 +25,7 @@ from catalog.vectors import read_vectors
 __all__ = [
     "COLUMNS",
     "NO_GEOMETRY",
+    "SIZE_CLASSES_KM2",
     "OutlineRows",
     "ReferenceInventory",
     "iso_date",
@@ -51,6 +52,9 @@ COLUMNS = (
 
 NO_GEOMETRY = "the geometry is empty"
 """Reason of a row that is set aside because it has an id and no outline."""
+SIZE_CLASSES_KM2 = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0)
+"""Lower limits of the classes of glaciers by area, km2. They cut those of the RGI 7.0 (user guide,
+global statistics: 1, 10 and 100 km2) more finely, and begin at the smallest glacier it holds."""
 
 _NOT_ASSIGNED = 9
 _EQUAL_AREA = CRS.from_user_input("+proj=cea +datum=WGS84 +units=m")

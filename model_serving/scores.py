@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from catalog.cube import CLASSES, ICE_CLASSES
 from catalog.errors import UsageError
+from catalog.glaciers import SIZE_CLASSES_KM2
 from model_serving.metrics import (
     against_rest,
     class_scores,
@@ -28,7 +29,6 @@ __all__ = [
     "COLUMNS",
     "DEBRIS_SHARES",
     "MARGIN_PX",
-    "SIZE_CLASSES_KM2",
     "MapCounts",
     "count_map",
     "glacier_zones",
@@ -37,10 +37,6 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-SIZE_CLASSES_KM2 = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0)
-"""Lower limits of the classes of glaciers by area; smaller ones make a class of their own. They cut
-those of the RGI 7.0 (user guide, global statistics: 1, 10 and 100 km2) more finely, and begin at
-the smallest glacier it holds."""
 DEBRIS_SHARES = (0.01, 0.1, 0.3, 0.6)
 """Limits between the classes of glaciers by the share of their ice that debris covers."""
 COLUMNS = ("scope", "group", "mean", "target", "score", "value", "n")

@@ -695,11 +695,5 @@ def test_a_value_that_rounds_to_zero_has_no_sign():
 
 
 def test_size_classes_are_closed_below():
-    assert size_class(np.array([0.005, 0.0999, 0.1, 1.0, 49.9, 50.0])).tolist() == [
-        0,
-        0,
-        1,
-        3,
-        5,
-        6,
-    ]
+    areas = np.array([0.005, 0.0999, 0.1, 1.0, 49.9, 50.0, 100.0])
+    assert size_class(areas).tolist() == [0, 0, 1, 3, 5, 6, 7]

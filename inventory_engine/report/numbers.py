@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from catalog.glaciers import SIZE_CLASSES_KM2
 from change_detection.uncertainty import (
     AreaCalibration,
     area_sigma_km2,
@@ -39,8 +40,8 @@ MIN_COMPARED_SHARE = 0.5
 # ^ a sample of less than half the area does not speak for a region
 MAX_DAY_OF_YEAR_SHIFT = 45
 # ^ days; a season more than six weeks off may compare two states of the snow cover
-SIZE_CLASSES = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, math.inf)
-# ^ km2, lower limits; steps usual in glacier inventories
+SIZE_CLASSES = (*SIZE_CLASSES_KM2, math.inf)
+# ^ km2; the first is drawn with what is smaller, of which inventories have little
 Floats = npt.NDArray[np.float64]
 
 
