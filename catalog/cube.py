@@ -46,6 +46,7 @@ __all__ = [
     "SAR_OFFSET_DB",
     "SAR_SCALE_DB",
     "TERRAIN_BANDS",
+    "UNKNOWN",
     "Layer",
     "Outcome",
     "Workspace",
@@ -84,6 +85,8 @@ MIN_MEMBERS = 3
 # ^ fewer members that vote give no standard deviation
 ICE_CLASSES = (1, 2)
 # ^ indices of the classes that are glacier
+UNKNOWN = 255
+# ^ label of a pixel whose true class is not known: it is neither learnt nor scored
 PROBABILITY_SCALE = 1 / 254
 NOT_SEEN = 255
 # ^ in every class of `probability` and in `spread`: the pixel was not observed

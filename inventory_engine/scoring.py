@@ -24,6 +24,7 @@ from catalog.cube import (
     OPTICAL_BANDS,
     OPTICAL_OFFSET,
     OPTICAL_SCALE,
+    UNKNOWN,
     Workspace,
     read_shard,
 )
@@ -32,7 +33,6 @@ from model_serving.metrics import RATIO_THRESHOLDS, Overlaps, ratio_masks
 
 __all__ = ["SeasonScore", "score_glaciers", "score_season", "true_area_km2"]
 
-_UNKNOWN = 255
 
 Mask = npt.NDArray[np.bool_]
 
@@ -85,15 +85,15 @@ def _truth(classes: Path, shard: Shard) -> tuple[Mask, Mask]:
     """Where the truth is ice, and where it is known, ``(y, x)``."""
     with rioxarray.open_rasterio(classes) as source:
         box = shard.geobox()
-        found = source.astype("uint8").rio.write_nodata(_UNKNOWN)
+        found = source.astype("uint8").rio.write_nodata(UNKNOWN)
         here = found.rio.reproject(
             box.crs.to_wkt(),
             shape=box.shape,
             transform=box.transform,
             resampling=Resampling.mode,
-            nodata=_UNKNOWN,
+            nodata=UNKNOWN,
         ).to_numpy()[0]
-    return np.isin(here, ICE_CLASSES), here != _UNKNOWN
+    return np.isin(here, ICE_CLASSES), here != UNKNOWN
 
 
 def _mapped_ice(workspace: Workspace, season: str, shard: Shard) -> tuple[Mask, Mask]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from catalog.cube import UNKNOWN
 from catalog.errors import UsageError
 from model_serving.datasets.sampling import ModalityShares, drop_modalities
 from model_serving.features import GROUPS
@@ -27,7 +28,6 @@ Array = npt.NDArray[Any]
 _OPTICAL, _SAR = GROUPS["optical"], GROUPS["sar"]
 _HAZE = np.array([1, 0.8, 0.6, 0.4, 0.1, 0.05])
 # ^ share of the haze in each optical band: short waves scatter most
-_UNKNOWN = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _moved(raw: Array, labels: Array, affine: Array, edge: int) -> tuple[Array, 
     layers = np.zeros((2 * count, *labels.shape), np.float32)
     np.copyto(layers[:count], raw, where=there)
     layers[count:] = there
-    whole = np.concatenate((layers[count:], np.float32(_UNKNOWN) - labels[None]))
+    whole = np.concatenate((layers[count:], np.float32(UNKNOWN) - labels[None]))
     # ^ beyond the source all is 0: nothing there, and label 255
     theta = torch.from_numpy(affine)[None].float()
     grid = functional.affine_grid(theta, [1, 1, edge, edge], align_corners=False)
@@ -245,4 +245,4 @@ def _moved(raw: Array, labels: Array, affine: Array, edge: int) -> tuple[Array, 
     present = (nearest[:-1] > 0) & (weight > 0)
     np.divide(x, weight, out=x, where=present)
     np.copyto(x, np.nan, where=~present)
-    return x, (_UNKNOWN - nearest[-1]).astype(np.uint8)
+    return x, (UNKNOWN - nearest[-1]).astype(np.uint8)

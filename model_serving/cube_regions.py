@@ -18,18 +18,11 @@ import numpy.typing as npt
 import shapely
 from rasterio.features import rasterize
 
-from catalog.cube import ICE_CLASSES, Workspace, read_shard, shard_checksum, terrain_name
+from catalog.cube import ICE_CLASSES, UNKNOWN, Workspace, read_shard, shard_checksum, terrain_name
 from catalog.errors import StoreError, UsageError
 from catalog.grid import LonLatBox, RegionGrid, Shard, lonlat_boxes
 from model_serving.features import CHANNELS, raw_features
-from model_serving.regions import (
-    NOTE,
-    UNKNOWN,
-    PreparedRegion,
-    identity_of,
-    keep_region,
-    kept_region,
-)
+from model_serving.regions import NOTE, PreparedRegion, identity_of, keep_region, kept_region
 
 __all__ = ["region_from_workspace"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from catalog.cube import CLASSES, ICE_CLASSES
+from catalog.cube import CLASSES, ICE_CLASSES, UNKNOWN
 from model_serving.calibration import ProbabilityCounts, with_temperature
 from model_serving.ensemble import Member, load_ensemble
 from model_serving.folds import OUTSIDE
@@ -22,7 +22,7 @@ from model_serving.measured import Measured
 from model_serving.member_calibration import MapSample, calibration_counts, choose_temperatures
 from model_serving.metrics import Overlaps, boundary_distance, iou, mapped_classes, ratio_masks
 from model_serving.parallel import run_jobs
-from model_serving.regions import UNKNOWN, PreparedRegion
+from model_serving.regions import PreparedRegion
 from model_serving.runtimes import choose_runtime
 from model_serving.scores import MapCounts, count_map, glacier_zones
 

@@ -27,10 +27,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from catalog.cube import CLASSES, ICE_CLASSES
+from catalog.cube import CLASSES, ICE_CLASSES, UNKNOWN
 from catalog.errors import UsageError
 from model_serving.ensemble import Ensemble, load_ensemble
-from model_serving.fitting import UNKNOWN, FixedWindows, Loss, Sampler, Validate
+from model_serving.fitting import FixedWindows, Loss, Sampler, Validate
 from model_serving.folds import TrainingRegion
 from model_serving.inference import map_features
 from model_serving.losses import make_loss

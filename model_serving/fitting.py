@@ -22,14 +22,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from catalog.cube import ICE_CLASSES
+from catalog.cube import ICE_CLASSES, UNKNOWN
 from catalog.errors import DataError, UsageError
 from model_serving.checkpoints import Checkpoint, Checkpoints
 from model_serving.glacier_seg import GlacierSeg
 from model_serving.metrics import confusion_matrix
 
 __all__ = [
-    "UNKNOWN",
     "Fit",
     "FitSettings",
     "FixedWindows",
@@ -46,7 +45,6 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Validate = Callable[[nn.Module], dict[str, float]]
 Precision = Literal["bfloat16", "float32"]
 
-UNKNOWN = 255
 _LONELY = 50
 # ^ batches in a row with one class only, after which there is nothing to tell apart
 

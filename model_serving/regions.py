@@ -20,7 +20,7 @@ from rasterio.warp import reproject
 
 from catalog.assets import AssetPolicy
 from catalog.composites import build_cube_shard, create_season
-from catalog.cube import ICE_CLASSES, Workspace, read_window
+from catalog.cube import ICE_CLASSES, UNKNOWN, Workspace, read_window
 from catalog.errors import UsageError
 from catalog.grid import LonLatBox, RegionGrid, region_grid
 from catalog.search import open_source
@@ -29,7 +29,6 @@ from model_serving.features import raw_features
 
 __all__ = [
     "NOTE",
-    "UNKNOWN",
     "PreparedRegion",
     "identity_of",
     "keep_region",
@@ -40,7 +39,6 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-UNKNOWN = 255
 _SHARD_PX, _CHUNK_PX = 512, 256
 NOTE = "prepared.json"
 """File of what a prepared region is; without it, its arrays were not finished."""

@@ -22,9 +22,10 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from catalog.cube import UNKNOWN
 from catalog.errors import UsageError
 from catalog.grid import RegionGrid
-from model_serving.regions import UNKNOWN, PreparedRegion
+from model_serving.regions import PreparedRegion
 
 __all__ = ["MaskedRegion", "Territories", "divide_region"]
 

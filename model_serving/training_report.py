@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from catalog.cube import CLASSES, ICE_CLASSES
+from catalog.cube import CLASSES, ICE_CLASSES, UNKNOWN
 from model_serving.calibration_figure import reliability_diagram
 from model_serving.ensemble import Ensemble, load_ensemble
 from model_serving.inference import map_features
 from model_serving.measured import Measured
 from model_serving.metrics import iou
 from model_serving.model_card import group_tables, model_card, score_table
-from model_serving.regions import UNKNOWN, PreparedRegion
+from model_serving.regions import PreparedRegion
 from model_serving.runtimes import choose_runtime
 
 if TYPE_CHECKING:

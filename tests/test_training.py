@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from catalog.cube import UNKNOWN
 from catalog.errors import DataError, UsageError
 from catalog.grid import region_grid
 from catalog.simulation import RegionSpec, SeasonSpec
@@ -22,7 +23,7 @@ from model_serving.leaks import audit_ensemble
 from model_serving.measured import RELIABILITY, SCORES
 from model_serving.member_training import METRICS
 from model_serving.model_card import MODEL_CARD
-from model_serving.regions import UNKNOWN, PreparedRegion, keep_region
+from model_serving.regions import PreparedRegion, keep_region
 from model_serving.training import REPORT, Recipe, WindowSampler, train_ensemble
 
 SIDE = 128

@@ -34,13 +34,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from catalog.cube import TERRAIN_BANDS
+from catalog.cube import TERRAIN_BANDS, UNKNOWN
 from catalog.terrain import describe_terrain, terrain_halo
 from model_serving.datasets.channels import BandRule, in_channels, reflectance_roots, stated_rule
 from model_serving.datasets.hdf import array_of, opened
 from model_serving.datasets.patch import Patch, PatchDataset, Place, Window, bad_file, windows
 from model_serving.features import CHANNELS, GROUPS
-from model_serving.regions import UNKNOWN
 
 __all__ = ["open_dl4gam"]
 

@@ -26,12 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog.cube import CLASSES
+from catalog.cube import CLASSES, UNKNOWN
 from catalog.errors import UsageError
 from model_serving.datasets.channels import BandRule, in_channels, reflectance_roots, stated_rule
 from model_serving.datasets.patch import Patch, PatchDataset, Place, bad_file, windows
 from model_serving.datasets.rasters import read_values, read_window, size_of
-from model_serving.regions import UNKNOWN
 
 __all__ = ["open_glacierhack"]
 

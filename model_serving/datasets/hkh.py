@@ -37,12 +37,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from catalog.cube import UNKNOWN
 from catalog.errors import DataError, UsageError
 from model_serving.datasets.channels import BandRule, in_channels, reflectance_roots, stated_rule
 from model_serving.datasets.patch import Patch, PatchDataset, Place, bad_file, windows
 from model_serving.datasets.rasters import read_window, size_of
 from model_serving.features import CHANNELS, GROUPS
-from model_serving.regions import UNKNOWN
 
 __all__ = ["landsat_rule", "open_hkh"]
 

@@ -36,12 +36,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from catalog.cube import UNKNOWN
 from catalog.errors import UsageError
 from model_serving.datasets.channels import BandRule, in_channels, reflectance_roots, stated_rule
 from model_serving.datasets.hdf import array_of, opened
 from model_serving.datasets.patch import Patch, PatchDataset, Place, bad_file, windows
 from model_serving.features import CHANNELS, GROUPS
-from model_serving.regions import UNKNOWN
 
 __all__ = ["open_nird"]
 

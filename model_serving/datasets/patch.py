@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from catalog.cube import CLASSES
+from catalog.cube import CLASSES, UNKNOWN
 from catalog.errors import DataError, UsageError
 from model_serving.features import CHANNELS
-from model_serving.regions import UNKNOWN
 
 __all__ = ["Patch", "PatchDataset", "Place", "Window", "bad_file", "windows"]
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from catalog.cube import CLASSES
+from catalog.cube import CLASSES, UNKNOWN
 from catalog.errors import UsageError
 from model_serving.datasets.patch import Patch, Window
 from model_serving.features import GROUPS
-from model_serving.regions import UNKNOWN, PreparedRegion
+from model_serving.regions import PreparedRegion
 
 __all__ = ["ANYWHERE", "EXPOSED", "Draw", "ModalityShares", "WindowSource", "drop_modalities"]
 
