@@ -361,9 +361,13 @@ def _projected(x: torch.Tensor, project: Any, fuse: Any) -> tuple[torch.Tensor, 
         mean = weight @ centre
         variance = (weight @ (apart.T @ apart / count) * weight).sum(dim=1)
         with torch.no_grad():
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(variance * count / max(1, count - 1), norm.momentum)
             norm.num_batches_tracked += 1
+            share = norm.momentum
+            if share is None:
+                share = 1.0 / float(norm.num_batches_tracked)
+            # ^ without a momentum, statistics are means over all batches
+            norm.running_mean.lerp_(mean, share)
+            norm.running_var.lerp_(variance * count / max(1, count - 1), share)
     else:
         mean, variance = norm.running_mean, norm.running_var
     scale = norm.weight * torch.rsqrt(variance + norm.eps)

@@ -144,7 +144,7 @@ def test_later_outlines_cut_or_merged_leave_every_glacier_its_area(
     for frame in (inventory(halves, [f"P{i}" for i in range(len(halves))]), merged):
         found = compared(first, saved(tmp_path, frame, "3.gpkg"), by_id=False)
         assert found.glaciers == wanted.glaciers
-        np.testing.assert_allclose(found.area_km2, wanted.area_km2, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(found.area_km2, wanted.area_km2, rtol=5e-5, atol=1e-9)
         # ^ a vertex on a straight line is less than a millimetre beside it in another projection
 
 

@@ -182,6 +182,7 @@ def test_regions_that_are_prepared_already_are_trained_on_with_some_aside_to_sto
         serve_window_px=96,
         validation_regions=1,
         validate_every=2,
+        network="glacier-seg-paper",
         network_options={"widths": (8, 8), "embeddings": ("involution", "convolution")},
     )
     out = tmp_path / "out"
