@@ -20,6 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from catalog.errors import DataError
+from catalog.glaciers import polygons_of
 from change_detection.attributes import utm_zone
 
 __all__ = [
@@ -105,9 +106,7 @@ def polygons_only(geometries: Geometries) -> Geometries:
     mixed = ~np.isin(shapely.get_type_id(result), (3, 6))
     # ^ 3 is a Polygon and 6 a MultiPolygon
     for i in np.flatnonzero(mixed):
-        parts = shapely.get_parts(shapely.get_parts(result[i]))
-        kept = parts[(shapely.get_type_id(parts) == 3) & ~shapely.is_empty(parts)]
-        result[i] = shapely.multipolygons(kept) if len(kept) > 1 else next(iter(kept), None)
+        result[i] = polygons_of(result[i])
     result[shapely.is_missing(result)] = shapely.Polygon()
     return result
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from .ice import blocks
 from .noise import fractal, stream
 from .routing import accumulate
 from .terrain import drain, enlarge, slope_of
@@ -25,9 +26,7 @@ _CELL_M = 10.0 * _CELL
 
 
 def _coarse(field: NDArray[np.generic]) -> NDArray[np.float64]:
-    rows, cols = field.shape
-    shaped = field.astype(np.float64).reshape(rows // _CELL, _CELL, cols // _CELL, _CELL)
-    return np.asarray(shaped.mean(axis=(1, 3)))
+    return blocks(field.astype(np.float64), _CELL)
 
 
 def gravel_plains(spec: RegionSpec, state: IceState, share: float) -> NDArray[np.bool_]:
