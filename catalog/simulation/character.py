@@ -88,7 +88,7 @@ def character_of(spec: RegionSpec) -> Character | None:
         crevasses=float(rng.uniform(0.1, 0.45)),
         dirt=float(rng.uniform(0.0, 0.55)),
         thin_m=float(rng.uniform(20.0, 160.0)),
-        patina=float(rng.uniform(0.05, 0.45)),
+        patina=float(rng.uniform(0.15, 0.5)),
         outwash=float(rng.uniform(0.0, 0.05)),
         rock_glaciers=float(rng.uniform(0.0, 0.015)),
         haze=float(rng.uniform(0.5, 2.0)),

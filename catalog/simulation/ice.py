@@ -24,7 +24,7 @@ _LEAST_PX = 100
 # ^ 0.01 km2, the smallest glacier an inventory holds
 _NUNATAK_PX = 200
 # ^ 0.02 km2: smaller patches of rock inside a glacier are not drawn by analysts either
-_SPECK_PX, _FIELD_PX = 6, 60
+_SPECK_PX, _FIELD_PX = 6, 100
 # ^ smaller fields of debris, and gaps in them, are not drawn
 _NARROW_PX = 4
 # ^ rock ribs narrower than 80 m between two snow fields are mapped as glacier
@@ -216,7 +216,7 @@ def debris_score(
     # ^ some valleys have rotten rock and buried tongues, their neighbours stay clean
     score = 1.1 * fine + 0.8 * np.clip(below, -3.0, 3.0) + 0.7 * friable
     varied = style_of(spec).varied
-    fringe, patches = (0.2, 0.15) if varied else (0.6, 0.3)
+    fringe, patches = (0.1, 0.1) if varied else (0.6, 0.3)
     # ^ debris as maps show it lies in fields, not in seams a pixel or two wide
     score += fringe * np.exp(-inside / 60.0) + patches * patchy
     score -= 2.0 * np.clip(1.0 - below / 0.8, 0.0, 2.0)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["SimulatedRegion", "simulate_region"]
 
 _SAR_PER_SEASON = 2
-_VERSION = 3
+_VERSION = 4
 # ^ raise it when equal specs no longer give equal files: older folders are then refused
 
 

@@ -211,8 +211,8 @@ def _veiled(spec: RegionSpec, clouds: Clouds, *, name: str, opacity: float) -> C
 def snow_age(spec: RegionSpec, acquisition: Acquisition) -> NDArray[np.float32]:
     """Factors (6,) on snow: old wet snow is darker, most where grains absorb (Warren 1982)."""
     rng = stream(spec.seed, "wet", acquisition.name)
-    wet, dust = float(rng.uniform(0.0, 1.0)), float(rng.uniform(0.0, 0.12))
-    age = 1.0 - wet * np.array([0.02, 0.03, 0.05, 0.16, 0.35, 0.35])
+    wet, dust = float(rng.uniform(0.0, 1.0)), float(rng.uniform(0.0, 0.05))
+    age = 1.0 - wet * np.array([0.01, 0.02, 0.04, 0.16, 0.35, 0.35])
     soil = 1.0 - dust * np.array([1.0, 0.9, 0.7, 0.4, 0.0, 0.0])
     return np.asarray(age * soil, dtype=np.float32)
 
