@@ -77,7 +77,7 @@ class Topography:
     aspect_grid_deg: Floats
     """Mean downslope direction, clockwise from the grid's north."""
     lowest: npt.NDArray[np.int64]
-    """Flat index of the lowest pixel, or -1."""
+    """Flat index of the lowest pixel along the zone's outline, or -1."""
 
 
 def topography(
@@ -124,8 +124,16 @@ def topography(
         zonal.means(elevation, labels, count, where=known),
         slope,
         np.degrees(np.arctan2(to_east, to_north)) % 360.0,
-        heights.where_lowest,
+        zonal.ranked(elevation, labels, count, where=known & _on_outline(labels)).where_lowest,
     )
+
+
+def _on_outline(labels: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Pixels with an edge to a pixel of another zone, or to none."""
+    padded = np.pad(labels, 1)
+    inner = padded[1:-1, 1:-1]
+    beside = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return np.asarray(np.any([inner != other for other in beside], axis=0))
 
 
 def to_lonlat(col: Floats, row: Floats, grid: RegionGrid) -> tuple[Floats, Floats]:

@@ -5,7 +5,6 @@ One law: no change is reported that was not observed. What cannot be said is mis
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -21,6 +20,7 @@ from catalog.cube import Outcome, Workspace
 from catalog.errors import StoreError
 from change_detection.accounts import MIN_AREA_KM2, MIN_OBSERVED
 from change_detection.attributes import iso_day
+from change_detection.files import put_files
 from change_detection.uncertainty import (
     AreaCalibration,
     area_sigma_km2,
@@ -122,10 +122,7 @@ def change_between(
             summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
         ).encode(),
     }
-    for name, data in files.items():
-        workspace.put(name, data)
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    return Outcome(sums, (), summary)
+    return Outcome(put_files(workspace, files), (), summary)
 
 
 def _accounts(workspace: Workspace, season: str) -> pd.DataFrame:

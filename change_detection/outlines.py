@@ -1,4 +1,4 @@
-"""A season's map becomes outlines and accounts: batch by batch, then one inventory.
+"""A batch of glaciers in one season: their map becomes outlines and accounts.
 
 The outlines are exact: their area is a pixel count. Parts smaller than the minimum have no outline
 but stay in the accounts.
@@ -6,11 +6,6 @@ but stay in the accounts.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -18,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-import pyogrio
+import shapely
 from pyproj import Geod
 
 from catalog.cube import Outcome, Workspace
-from catalog.errors import SetAside, StoreError
+from catalog.errors import SetAside
 from catalog.grid import RegionGrid
 from change_detection import zonal
 from change_detection.accounts import (
@@ -43,11 +37,14 @@ from change_detection.attributes import (
     utm_zone,
 )
 from change_detection.divides import GlacierBatch, extend_owners, reference_owners
+from change_detection.files import geoparquet_bytes, parquet_bytes, put_files
+from change_detection.flowlines import longest_centrelines
+from change_detection.hypsometry import band_counts
 from change_detection.polygons import trace_polygons
 from change_detection.scene import Scene, read_elevation, read_scene
 from change_detection.uncertainty import area_sigma_km2
 
-__all__ = ["OUTLINE_COLUMNS", "geoparquet_bytes", "publish_season", "trace_batch"]
+__all__ = ["BAND_COLUMNS", "OUTLINE_COLUMNS", "trace_batch", "typed_rows"]
 
 OUTLINE_COLUMNS: dict[str, str] = RGI_ATTRIBUTES | {
     "ref_id": "str",
@@ -62,6 +59,10 @@ OUTLINE_COLUMNS: dict[str, str] = RGI_ATTRIBUTES | {
 ``ref_id`` and ``obs_fraction`` are the glacier's. ``area_sigma_km2`` is the glacier's standard
 deviation (``change_detection.uncertainty.area_sigma_km2``), shared out by area among its polygons.
 """
+
+BAND_COLUMNS = ("first_band", "band_pixels")
+"""Columns of a batch's outlines alone: the outline's pixels by elevation, see
+:func:`change_detection.hypsometry.band_counts`."""
 
 _DTYPES = {"str": "object", "int": "int64", "float": "float64"}
 _COPIED = (
@@ -79,10 +80,8 @@ _FIXED: dict[str, Any] = {
     "anlys_id": -999,
     "subm_id": -999,
     "is_rgi6": 0,
-    "lmax_m": -999,
 }
-_FIXED_DATE = "2000-01-01T00:00:00.000Z"
-# ^ GeoPackage stores the time of writing; OGR_CURRENT_DATE replaces it, so equal runs are equal
+_MISSING_LENGTH = -999
 
 
 def trace_batch(
@@ -168,12 +167,14 @@ def trace_batch(
     facts = _facts(scene, territory, patches=patches, grid=grid) | {"polygons": len(outlines)}
     files = {
         f"inventory/{season}/parts/{batch.id}.parquet": geoparquet_bytes(outlines),
-        f"inventory/{season}/accounts/{batch.id}.parquet": _parquet(accounts),
+        f"inventory/{season}/accounts/{batch.id}.parquet": parquet_bytes(
+            pa.Table.from_pylist(accounts, schema=ACCOUNT_SCHEMA)
+        ),
     }
     tiny = zonal.counts(territory.inside, territory.count) == 0
     reason = "the reference outline holds no pixel centre of the grid"
     notes = [SetAside(batch.ref_ids[i], "too-small", reason) for i in np.flatnonzero(tiny)]
-    return Outcome(_put_all(workspace, files), tuple(sorted(notes)), facts)
+    return Outcome(put_files(workspace, files), tuple(sorted(notes)), facts)
 
 
 def _territory(
@@ -212,6 +213,10 @@ def _part_columns(
     debris = zonal.counts(parts, count, where=scene.debris)
     clean = zonal.counts(parts, count, where=scene.ice) - debris
     terrain = topography(parts, count, elevation=elevation, resolution_m=grid.resolution_m)
+    first, bands = band_counts(parts, count, elevation=elevation)
+    pixels = np.empty(count, dtype=object)
+    pixels[:] = bands
+    lengths = longest_centrelines(parts, count, elevation=elevation, resolution_m=grid.resolution_m)
     return {
         "area_km2": zonal.counts(parts, count) * px,
         "area_clean_km2": clean * px,
@@ -224,6 +229,9 @@ def _part_columns(
         "slope_deg": terrain.slope_deg,
         "aspect_grid_deg": terrain.aspect_grid_deg,
         "lowest": terrain.lowest,
+        "lmax_m": np.where(np.isfinite(lengths), np.rint(lengths), _MISSING_LENGTH),
+        "first_band": first,
+        "band_pixels": pixels,
     }
 
 
@@ -260,7 +268,8 @@ def _outline_rows(
     # ^ a part that was not seen at all is the reference's outline, of the reference's date
     _place(table, geometry, batch=batch, grid=grid)
     table = table.assign(**_FIXED, dem_source="")
-    rows = gpd.GeoDataFrame(_typed(table), geometry=geometry, crs=4326)
+    rows = gpd.GeoDataFrame(typed_rows(table), geometry=geometry, crs=4326)
+    rows[list(BAND_COLUMNS)] = table[list(BAND_COLUMNS)]
     keys = ["ref_id", "area_km2", "cenlon", "cenlat"]
     return rows.sort_values(keys, ascending=[True, False, True, True], ignore_index=True)
 
@@ -296,13 +305,28 @@ def _place(
     aspect = (table["aspect_grid_deg"].to_numpy() - true_north_deg(lon, lat, grid)) % 360.0
     table["cenlon"], table["cenlat"] = lon, lat
     table["utm_zone"] = [utm_zone(x, y) for x, y in zip(lon, lat, strict=True)]
+    term = _on_outlines(geometry.to_numpy(), *term)
     table["termlon"] = np.where(lowest >= 0, term[0], np.nan)
     table["termlat"] = np.where(lowest >= 0, term[1], np.nan)
     table["aspect_deg"] = aspect
     table["aspect_sec"] = [aspect_sector(a) for a in aspect]
 
 
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
+def _on_outlines(
+    outlines: npt.NDArray[Any], lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Nearest place on each outline to each position; degrees of longitude are shortened."""
+    found = np.empty((len(outlines), 2))
+    for i, outline in enumerate(outlines):
+        short = np.array([np.cos(np.radians(lat[i])), 1.0])
+        border = shapely.transform(shapely.boundary(outline), lambda xy, f=short: xy * f)
+        way = shapely.shortest_line(border, shapely.Point(*(short * (lon[i], lat[i]))))
+        found[i] = shapely.get_coordinates(way)[0] / short
+    return found[:, 0], found[:, 1]
+
+
+def typed_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a season's outlines, each of its type."""
     return table[list(OUTLINE_COLUMNS)].astype(
         {name: _DTYPES[kind] for name, kind in OUTLINE_COLUMNS.items()}
     )
@@ -319,126 +343,3 @@ def _facts(
         "unassigned_km2": int((scene.ice & near & (patches == 0)).sum()) * px,
         "unseen_km2": int((~scene.seen & (territory.inside > 0)).sum()) * px,
     }
-
-
-def publish_season(
-    workspace: Workspace,
-    season: str,
-    batches: list[GlacierBatch],
-    *,
-    frame: gpd.GeoDataFrame,
-    region_name: str,
-) -> Outcome:
-    """Join the batches of a season to one inventory and number its outlines.
-
-    Numbers run within each first-order region (``00`` where the reference names none) by reference
-    glacier, its largest polygon first: ``<REGION><SEASON>-v1-G-<o1>-<nnnnn>``.
-
-    Returns
-    -------
-    Outcome
-        Checksums of ``outlines.parquet``, ``outlines.gpkg`` and ``accounts.parquet``.
-
-    Raises
-    ------
-    StoreError
-        Where a batch or a glacier of the reference is missing.
-    """
-    folder = f"inventory/{season}"
-    parts, accounts = [], []
-    for batch in sorted(batches, key=lambda b: b.ref_ids):
-        parts.append(gpd.read_parquet(_read(workspace, f"{folder}/parts/{batch.id}.parquet")))
-        accounts.append(pq.read_table(_read(workspace, f"{folder}/accounts/{batch.id}.parquet")))
-    outlines = _numbered(_joined(parts), re.sub(r"[^A-Z0-9]", "", f"{region_name}{season}".upper()))
-    table = pa.concat_tables([ACCOUNT_SCHEMA.empty_table(), *accounts]).sort_by("ref_id")
-    _check_complete(table["ref_id"].to_pylist(), frame["ref_id"].tolist(), folder)
-    files = {
-        f"{folder}/outlines.parquet": geoparquet_bytes(outlines),
-        f"{folder}/outlines.gpkg": _geopackage(outlines),
-        f"{folder}/accounts.parquet": _parquet_bytes(table),
-    }
-    facts = {
-        "glaciers": table.num_rows,
-        "polygons": len(outlines),
-        "area_km2": float(np.sum(table["area_km2"].to_numpy())),
-        "area_in_outlines_km2": float(np.sum(outlines["area_km2"].to_numpy())),
-    }
-    return Outcome(_put_all(workspace, files), (), facts)
-
-
-def _joined(parts: list[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
-    filled = [part for part in parts if len(part)]
-    if not filled:
-        nothing = pd.DataFrame(columns=list(OUTLINE_COLUMNS))
-        return gpd.GeoDataFrame(_typed(nothing), geometry=gpd.GeoSeries([], crs=4326), crs=4326)
-    return pd.concat(filled, ignore_index=True)
-
-
-def _numbered(outlines: gpd.GeoDataFrame, prefix: str) -> gpd.GeoDataFrame:
-    region = outlines["o1region"].where(outlines["o1region"] != "", "00")
-    outlines = outlines.assign(_region=region).sort_values(
-        ["_region", "ref_id"], kind="stable", ignore_index=True
-    )
-    number = outlines.groupby("_region").cumcount() + 1
-    outlines["rgi_id"] = [
-        f"{prefix}-v1-G-{o1}-{n:05d}" for o1, n in zip(outlines["_region"], number, strict=True)
-    ]
-    return outlines.drop(columns="_region")
-
-
-def _check_complete(found: list[str], wanted: list[str], folder: str) -> None:
-    differing = sorted(set(found) ^ set(wanted))
-    if differing or len(found) != len(wanted):
-        raise StoreError(
-            f"{folder} accounts for {len(found)} glaciers, the reference has {len(wanted)}; "
-            f"first difference: {', '.join(differing[:3]) or 'a glacier in two batches'}. "
-            "Run the outlines stage with the batches of this reference",
-            kind="inventory-incomplete",
-        )
-
-
-def _read(workspace: Workspace, name: str) -> io.BytesIO:
-    data = workspace.get(name)
-    if data is None:
-        raise StoreError(
-            f"{name} is missing; run the outlines stage for its batch first",
-            kind="inventory-incomplete",
-        )
-    return io.BytesIO(data)
-
-
-def _put_all(workspace: Workspace, files: dict[str, bytes]) -> dict[str, str]:
-    for name, data in files.items():
-        workspace.put(name, data)
-    return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-
-
-def geoparquet_bytes(rows: gpd.GeoDataFrame) -> bytes:
-    """Bytes of a GeoParquet file, version 1.1; equal rows give equal bytes."""
-    sink = io.BytesIO()
-    rows.to_parquet(sink, index=False, compression="zstd", schema_version="1.1.0")
-    return sink.getvalue()
-
-
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
-    return _parquet_bytes(pa.Table.from_pylist(rows, schema=ACCOUNT_SCHEMA))
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _geopackage(rows: gpd.GeoDataFrame) -> bytes:
-    """Bytes of a GeoPackage with one layer, ``outlines``."""
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": _FIXED_DATE})
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "outlines.gpkg"
-            pyogrio.write_dataframe(
-                rows, path, driver="GPKG", layer="outlines", geometry_type="Polygon"
-            )
-            return path.read_bytes()
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})

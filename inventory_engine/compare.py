@@ -19,7 +19,7 @@ from catalog.glaciers import read_outlines
 from change_detection.change import parquet_bytes
 from change_detection.comparison import COMPARISON_SCHEMA, Comparison, compare_series
 from change_detection.epochs import OUTLINE_ERROR_M, OutlineFile, read_series
-from change_detection.outlines import geoparquet_bytes
+from change_detection.files import geoparquet_bytes
 from inventory_engine.logs import redact
 from inventory_engine.report import comparison_tables as tables
 from inventory_engine.report.comparison import build_comparison_page

@@ -43,7 +43,8 @@ class DriverTaskMaker:
         return [b for b in batches if ledger.outputs("outlines", season, b.id) is not None]
 
     def _publish(self, ledger: Ledger, job: Job) -> Outcome:
-        from change_detection.outlines import publish_season
+        from change_detection.package.write import PackageFacts
+        from change_detection.publishing import publish_season
 
         region = self._context.region
         done = self._done_batches(job["season"])
@@ -55,10 +56,9 @@ class DriverTaskMaker:
         frame = region.reference.frame
         return publish_season(
             ledger.workspace,
-            job["season"],
             done,
             frame=frame[frame["ref_id"].isin(known)],
-            region_name=region.settings.name,
+            facts=PackageFacts(region.settings.name, job["season"], **job["payload"]["told"]),
         )
 
     def _change(self, ledger: Ledger, job: Job) -> Outcome:

@@ -41,8 +41,8 @@ STAGE_VERSIONS = {
     "cube": 2,
     "illumination": 1,
     "map": 1,
-    "outlines": 3,
-    "publish": 1,
+    "outlines": 4,
+    "publish": 2,
     "change": 2,
     "report": 2,
 }

@@ -30,6 +30,7 @@ __all__ = [
     "InventorySettings",
     "LayerSettings",
     "ModelSettings",
+    "PublicationSettings",
     "RaySettings",
     "SeasonSettings",
     "Settings",
@@ -225,6 +226,14 @@ class InventorySettings(_Strict):
     """Smaller polygons are not published (RGI: 0.01)."""
 
 
+class PublicationSettings(_Strict):
+    """Who stands behind an inventory; told in the table of submissions of its package."""
+
+    affiliation: str = Field(default="", max_length=254)
+    submitters: str = Field(default="", max_length=254)
+    analysts: str = Field(default="", max_length=254)
+
+
 class DaskSettings(_Strict):
     """Where cubes and outlines are made."""
 
@@ -266,6 +275,7 @@ class Settings(_Strict):
     grid: GridSettings = GridSettings()
     model: ModelSettings = ModelSettings()
     inventory: InventorySettings = InventorySettings()
+    publication: PublicationSettings = PublicationSettings()
     workspace: str = Field(min_length=1)
     """A folder or an object-store URL."""
     compute: ComputeSettings = ComputeSettings()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from catalog.cube import LAYERS
@@ -151,14 +152,32 @@ def _outline_units(c: Context) -> list[Unit]:
 
 
 def _publish_units(c: Context) -> list[Unit]:
-    settings = {"name": c.region.settings.name, "reference": c.region.reference.fingerprint}
+    settings = c.region.settings
     units = []
-    for season in c.region.settings.season_labels:
+    for season in settings.season_labels:
+        told = _package_facts(c, season)
+        known = {"name": settings.name, "reference": c.region.reference.fingerprint, "told": told}
         keys = tuple(
             unit_key("outlines", season, batch.id) for batch in c.region.batches_of(season)
         )
-        units.append(_region_unit(c, "publish", season, keys, settings=settings))
+        units.append(
+            _region_unit(c, "publish", season, keys, settings=known, payload={"told": told})
+        )
     return units
+
+
+def _package_facts(c: Context, season: str) -> dict[str, Any]:
+    """What the package of a season says of itself, besides names; JSON-ready."""
+    settings = c.region.settings
+    window = settings.seasons[season]
+    optical = ", ".join(settings.catalog.collections.optical)
+    days = window.start.isoformat(), window.end.isoformat()
+    description = (
+        f"Mapped by inventory-engine from {optical}, {days[0]} to {days[1]} "
+        f"({window.composite}), with the ensemble {c.ensemble.name} "
+        f"({c.ensemble.fingerprint[:12]}); ice divides of {Path(settings.outlines).name}"
+    )
+    return {"description": description, "interval": days} | settings.publication.model_dump()
 
 
 def _change_units(c: Context) -> list[Unit]:

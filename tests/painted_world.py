@@ -15,6 +15,7 @@ import shapely
 from catalog.cube import TERRAIN_BANDS, Workspace, create_layer, write_shard
 from catalog.glaciers import COLUMNS
 from catalog.grid import RegionGrid
+from change_detection.package.write import PackageFacts
 
 Rectangle = tuple[int, int, int, int]
 
@@ -71,6 +72,11 @@ def reference_of(shapes: dict[str, shapely.Geometry], grid: RegionGrid) -> gpd.G
 
 def reference(rectangles: dict[str, Rectangle], grid: RegionGrid) -> gpd.GeoDataFrame:
     return reference_of({i: rectangle_polygon(r, grid) for i, r in rectangles.items()}, grid)
+
+
+def package_facts(season: str) -> PackageFacts:
+    """What the package of a painted season says of itself."""
+    return PackageFacts("Made-up", season, "painted pixel by pixel", ("2016-07-15", "2016-09-30"))
 
 
 def mask(*rectangles: Rectangle) -> np.ndarray:

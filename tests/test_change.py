@@ -13,6 +13,7 @@ from painted_world import (
     SUMMER_2024,
     mask,
     new_workspace,
+    package_facts,
     paint_season,
     reference,
     world_grid,
@@ -21,7 +22,8 @@ from painted_world import (
 from catalog.errors import StoreError
 from change_detection.change import CHANGE_SCHEMA, change_between
 from change_detection.divides import glacier_batches
-from change_detection.outlines import publish_season, trace_batch
+from change_detection.outlines import trace_batch
+from change_detection.publishing import publish_season
 from change_detection.uncertainty import AreaCalibration
 
 CALIBRATION = AreaCalibration(2.0, 3.0, "made up for a test, verified nowhere")
@@ -51,7 +53,7 @@ class Story:
                 growth_m=200.0,
                 season_window=window,
             )
-        publish_season(self.workspace, name, self.batches, frame=self.frame, region_name="Made-up")
+        publish_season(self.workspace, self.batches, frame=self.frame, facts=package_facts(name))
 
     def change(self, old="2016", new="2024", calibration=CALIBRATION):
         outcome = change_between(self.workspace, old, new, calibration=calibration)
