@@ -103,6 +103,59 @@ def validate(
 
 
 @commands.command()
+def divides(
+    ice: Annotated[Path, typer.Argument(help="Outlines of ice, glaciers or complexes.")],
+    *,
+    out: Annotated[Path, typer.Option(help="GeoPackage or GeoParquet of the glaciers.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="Inventory whose divides are copied.")
+    ] = None,
+    dem: Annotated[
+        list[Path] | None,
+        typer.Option(help="Elevation, GeoTIFF: divides new ice; without a reference, all of it."),
+    ] = None,
+    id_field: Annotated[
+        str, typer.Option(help="Column of ids of the reference, if not a known one.")
+    ] = "",
+) -> None:
+    """Cut ice into glaciers, along the divides of an inventory or along those of the terrain."""
+    from inventory_engine.display import RichShow
+    from inventory_engine.divides import divide_files, divide_lines
+
+    with RichShow(Console(stderr=True)) as show:
+        glaciers, aside = divide_files(
+            ice,
+            out,
+            reference=reference,
+            dem=dem or (),
+            id_field=id_field or None,
+            progress=show.counter(),
+        )
+    for line in divide_lines(glaciers, aside, out):
+        console_out().print(line, highlight=False)
+
+
+@commands.command()
+def links(
+    new: Annotated[Path, typer.Argument(help="Outlines of one inventory.")],
+    old: Annotated[Path, typer.Argument(help="Outlines of the other one.")],
+    *,
+    out: Annotated[Path, typer.Option(help="CSV to write.")],
+    id_field: Annotated[
+        str, typer.Option(help="Columns of ids, one or one a file (A,B), if not known ones.")
+    ] = "",
+    names: Annotated[
+        str, typer.Option(help="What the columns call the two (A,B).")
+    ] = "this,reference",
+) -> None:
+    """Tell which glacier of an inventory is which of another: overlaps, counts and clusters."""
+    from inventory_engine.divides import link_files
+
+    table = link_files(new, old, out, id_field=id_field, names=names)
+    console_out().print(f"{len(table)} links, {out}", highlight=False)
+
+
+@commands.command()
 def compare(
     files: Annotated[
         list[Path],

@@ -77,14 +77,14 @@ def character_of(spec: RegionSpec) -> Character | None:
         return None
     rng = stream(spec.seed, "character")
     rocks = [_tone(rng, brightness=0.22, warmth=0.16) for _ in range(4)]
-    debris = _tone(rng, brightness=0.20, warmth=0.08)
-    wet = np.array([1.0, 1.0, 0.99, 0.97, *(float(rng.uniform(0.78, 1.02)) for _ in range(2))])
+    debris = _tone(rng, brightness=0.12, warmth=0.05)
+    wet = np.array([1.0, 1.0, 0.99, 0.97, *(float(rng.uniform(0.68, 0.90)) for _ in range(2))])
     return Character(
         rocks=np.stack(rocks),
         debris=1.03 * debris * wet,
-        hummock_m=float(rng.uniform(5.0, 16.0)),
+        hummock_m=float(rng.uniform(8.0, 20.0)),
         hummock_px=float(rng.uniform(14.0, 38.0)),
-        pond_limit=float(rng.uniform(1.7, 2.5)),
+        pond_limit=float(rng.uniform(1.5, 2.2)),
         crevasses=float(rng.uniform(0.1, 0.45)),
         dirt=float(rng.uniform(0.0, 0.55)),
         thin_m=float(rng.uniform(20.0, 160.0)),

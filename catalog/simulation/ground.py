@@ -323,7 +323,7 @@ def _tones_of_debris(spec: RegionSpec, shape: tuple[int, int]) -> NDArray[np.flo
         fractal(stream(spec.seed, name), shape, exponent=2.4, longest_px=250.0)
         for name in ("bright-debris", "warm-debris")
     )
-    return np.exp(0.18 * bright + 0.10 * WARM[:, None, None] * warm).astype(np.float32)
+    return np.exp(0.12 * bright + 0.06 * WARM[:, None, None] * warm).astype(np.float32)
 
 
 _DUST = (1.0, 0.95, 0.85, 0.75, -0.3, -0.3)

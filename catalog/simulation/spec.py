@@ -376,7 +376,7 @@ def _retreating(name: str, seed: int, places: tuple[_Place, ...]) -> tuple[Regio
                 SeasonSpec(
                     label=str(year + 3 * step),
                     year=year + 3 * step,
-                    ela_rise_m=(45.0 + 8.0 * (index % 3)) * step,
+                    ela_rise_m=(35.0 + 5.0 * (index % 3)) * step,
                     scenes=3,
                     snowiness=0.05 + 0.09 * ((index + 2 * step) % 5),
                     cloudiness=0.15 + 0.05 * step,
