@@ -1,4 +1,4 @@
-"""Ice becomes glaciers: by the divides of an inventory, by the terrain, and never by a stranger's."""
+"""Ice becomes glaciers: by the divides of an inventory, or by the terrain."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
+from scipy.ndimage import label
 from typer.testing import CliRunner
 
 from catalog.errors import DataError, UsageError
@@ -30,10 +31,6 @@ DATA = Path(
 )
 RGI = DATA / "hintereisferner"
 DEM = DATA / "oetztal" / "srtm_oetztal.tif"
-real = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(not RGI.is_dir(), reason=f"no real data in {DATA}"),
-]
 
 
 def frame(*shapes, **columns):
@@ -87,13 +84,10 @@ def test_divides_need_the_elevation_beside_the_ice_too():
 @given(st.integers(0, 2**32 - 1))
 def test_every_pixel_of_ice_has_one_connected_glacier(seed):
     rng = np.random.default_rng(seed)
-    rough = shapely  # noqa: F841 (hypothesis draws the seed alone)
     ice = rng.random((40, 40)) < 0.8
     height = 3000.0 + 40.0 * rng.standard_normal((40, 40)).cumsum(0).cumsum(1) / 10.0
     found = divide_by_terrain(ice, height, resolution_m=40.0)
     assert ((found > 0) == ice).all()
-    from scipy.ndimage import label
-
     for number in range(1, found.max() + 1):
         assert label(found == number)[1] == 1
 
@@ -157,20 +151,10 @@ def test_a_divide_keeps_the_coordinates_of_the_reference():
     for ice in seasons:
         found = cut_by_reference(frame(ice), reference).set_index("glacier_id").geometry
         borders.append(found["L"] & found["R"])
-    assert all((0.0123, 0.0101) in shapely.get_coordinates(b).tolist() for b in map(_tuples, borders))
-    common = borders[0] & borders[1]
-    assert common.length == pytest.approx(borders[1].length, rel=1e-12)
-
-
-class _tuples:
-    """Coordinates of a geometry as tuples, so that they compare exactly."""
-
-    def __init__(self, geometry):
-        self.geometry = geometry
-
-    @property
-    def __class__(self):
-        return type(self.geometry)
+    assert all([0.0123, 0.0101] in shapely.get_coordinates(border).tolist() for border in borders)
+    common = shapely.intersection(*borders, grid_size=1e-13)
+    # ^ where ice ends within an edge of the divide, the end is rounded to what a double holds
+    assert common.length == pytest.approx(borders[1].length, rel=1e-9)
 
 
 def test_new_ice_goes_to_the_glacier_that_it_touches():
@@ -248,9 +232,7 @@ def test_the_command_writes_what_it_tells(tmp_path, ridge):
     ice = tmp_path / "ice.gpkg"
     frame(shapely.box(10.01, 46.96, 10.04, 46.99)).to_file(ice)
     out = tmp_path / "made" / "glaciers.gpkg"
-    done = CliRunner().invoke(
-        app, ["divides", str(ice), "--dem", str(ridge), "--out", str(out)]
-    )
+    done = CliRunner().invoke(app, ["divides", str(ice), "--dem", str(ridge), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "2 glaciers by the terrain" in done.output
     assert len(gpd.read_file(out)) == 2
