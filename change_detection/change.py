@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from catalog.cube import Outcome, Workspace
 from catalog.errors import StoreError
 from change_detection.accounts import MIN_AREA_KM2, MIN_OBSERVED
 from change_detection.attributes import iso_day
+from change_detection.differences import DIFFERENCE_SCHEMA
 from change_detection.files import put_files
+from change_detection.hypsometry import BIN_M
 from change_detection.uncertainty import (
     AreaCalibration,
     area_sigma_km2,
@@ -29,14 +32,22 @@ from change_detection.uncertainty import (
     unseen_sigma_km2,
 )
 
-__all__ = ["CHANGE_SCHEMA", "change_between", "parquet_bytes"]
+__all__ = ["CHANGE_SCHEMA", "DOUBTFUL", "change_between", "parquet_bytes"]
 
 _DAYS_A_YEAR = 365.2425
 _MIN_YEARS = 0.9
 # ^ shorter intervals compare different times of the year more than different years
 _MIN_GROWTH_KM2 = 0.01
-_DOUBTFUL = ("low-observation", "out-of-season", "undated")
-# ^ flags of an account that forbid a statement about change
+DOUBTFUL = frozenset({"low-observation", "out-of-season", "undated"})
+"""Flags of an account that forbid a statement about change."""
+_SUMMED = (
+    "area_gained_km2",
+    "area_lost_km2",
+    "area_to_water_km2",
+    "area_to_debris_km2",
+    "area_to_clean_km2",
+)
+_TERMINUS = ("terminus_from_m", "terminus_to_m", "terminus_change_m")
 
 _NUMBERS = (
     "area_from_km2",
@@ -52,6 +63,8 @@ _NUMBERS = (
     "area_debris_from_km2",
     "area_debris_to_km2",
     "zmed_m",
+    *_SUMMED,
+    *_TERMINUS,
 )
 
 CHANGE_SCHEMA = pa.schema(
@@ -66,6 +79,9 @@ outline), ``vanished`` (no ice left), ``appeared`` (ice where there was none), `
 (fell under 0.01 km2), ``split`` (more separate pieces than before), ``advanced`` (grew by more than
 two standard deviations and at least 0.01 km2 of it outside the reference outline), or empty; all
 but ``unobserved`` only where a change is reported.
+``area_gained_km2`` to ``terminus_change_m`` are pixels that were seen at both dates, see
+:data:`change_detection.differences.DIFFERENCE_SCHEMA`; with seasons of unlike pixels the change is
+gain less loss on the coarser ones (flag ``coarser-comparison``).
 ``flags`` joins with ``;`` what the accounts of either date note and why no change is reported.
 """
 
@@ -73,7 +89,13 @@ Floats = npt.NDArray[np.float64]
 
 
 def change_between(
-    workspace: Workspace, season_from: str, season_to: str, *, calibration: AreaCalibration
+    workspace: Workspace,
+    season_from: str,
+    season_to: str,
+    *,
+    calibration: AreaCalibration,
+    batches: Sequence[str] = (),
+    unlike: bool = False,
 ) -> Outcome:
     """Compare the accounts of two seasons, glacier by glacier.
 
@@ -86,11 +108,16 @@ def change_between(
         Names of the seasons, the earlier one first.
     calibration
         Factors for the ensemble's standard deviations, and where they come from.
+    batches
+        Those whose pixels were compared (:func:`change_detection.differences.trace_differences`).
+    unlike
+        Whether the pixels of the seasons are of unlike size.
 
     Returns
     -------
     Outcome
-        Checksums of the three files; the summary as ``facts``.
+        Checksums of these files, and of ``elevation.csv`` (ice of both dates in bins of 50 m) where
+        pixels were compared; the summary as ``facts``.
 
     Raises
     ------
@@ -107,8 +134,15 @@ def change_between(
         )
     member_changes = _members(new, old) - _members(old, new)
     same = _same_observation(old, new)
+    pixels = _differences(workspace, f"{season_from}_{season_to}", batches, old.index)
     table, comparable = _table(
-        old, new, member_changes=member_changes, same=same, calibration=calibration
+        old,
+        new,
+        member_changes=member_changes,
+        same=same,
+        calibration=calibration,
+        pixels=pixels,
+        unlike=unlike,
     )
     summary: dict[str, Any] = {"season_from": season_from, "season_to": season_to}
     summary |= _summary(
@@ -122,6 +156,10 @@ def change_between(
             summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
         ).encode(),
     }
+    bands = _by_elevation(pixels[comparable])
+    if len(bands):
+        text = bands.to_csv(index=False, lineterminator="\n")
+        files[f"{folder}/elevation.csv"] = text.encode()
     return Outcome(put_files(workspace, files), (), summary)
 
 
@@ -132,6 +170,44 @@ def _accounts(workspace: Workspace, season: str) -> pd.DataFrame:
         raise StoreError(f"{name} is missing; publish the inventory of {season} first")
     frame: pd.DataFrame = pq.read_table(io.BytesIO(data)).to_pandas()
     return frame.set_index("ref_id").sort_index()
+
+
+def _differences(
+    workspace: Workspace, pair: str, batches: Sequence[str], glaciers: pd.Index[str]
+) -> pd.DataFrame:
+    """Differences of the pixels, one row a glacier; missing where they were not compared."""
+    parts = [DIFFERENCE_SCHEMA.empty_table()]
+    for batch in batches:
+        name = f"change/{pair}/parts/{batch}.parquet"
+        data = workspace.get(name)
+        if data is None:
+            raise StoreError(f"{name} is missing; compare the maps of {pair} first")
+        parts.append(pq.read_table(io.BytesIO(data)))
+    found: pd.DataFrame = pa.concat_tables(parts).to_pandas()
+    return found.set_index("ref_id").reindex(glaciers)
+
+
+def _by_elevation(pixels: pd.DataFrame) -> pd.DataFrame:
+    """Ice of both dates in bins of 50 m, summed over glaciers; empty where none has elevation."""
+    known = pixels[pixels["band_first"].notna()]
+    if known.empty:
+        return pd.DataFrame()
+    first = known["band_first"].astype(int)
+    low, high = first.min(), (first + known["band_from_km2"].str.len()).max()
+    sums = np.zeros((2, int(high - low)))
+    for start, *bands in zip(first, known["band_from_km2"], known["band_to_km2"], strict=True):
+        for total, band in zip(sums, bands, strict=True):
+            total[start - low : start - low + len(band)] += band
+    lower = BIN_M * np.arange(int(low), int(high))
+    return pd.DataFrame(
+        {
+            "elevation_from_m": lower,
+            "elevation_to_m": lower + BIN_M,
+            "area_from_km2": sums[0],
+            "area_to_km2": sums[1],
+            "area_change_km2": sums[1] - sums[0],
+        }
+    )
 
 
 def _members(frame: pd.DataFrame, other: pd.DataFrame) -> Floats:
@@ -160,11 +236,22 @@ def _table(
     member_changes: Floats,
     same: npt.NDArray[np.bool_],
     calibration: AreaCalibration,
+    pixels: pd.DataFrame,
+    unlike: bool,
 ) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
     years = (new["day"] - old["day"]).to_numpy() / _DAYS_A_YEAR
     flags = _flags(old, new, years=years, same=same)
     comparable = np.array([not _silencing(row) for row in flags])
-    change = np.where(comparable, (new["area_km2"] - old["area_km2"]).to_numpy(), np.nan)
+    change = (new["area_km2"] - old["area_km2"]).to_numpy()
+    net = (pixels["area_gained_km2"] - pixels["area_lost_km2"]).to_numpy()
+    if unlike:
+        counted = np.isfinite(net)
+        change = np.where(counted, net, change)
+        flags = [
+            sorted([*row, "coarser-comparison"]) if one else row
+            for row, one in zip(flags, counted, strict=True)
+        ]
+    change = np.where(comparable, change, np.nan)
     sigma = change_sigma_km2(
         member_changes,
         *(
@@ -195,6 +282,10 @@ def _table(
         "area_debris_from_km2": old["area_debris_km2"].to_numpy(),
         "area_debris_to_km2": new["area_debris_km2"].to_numpy(),
         "zmed_m": old["zmed_m"].fillna(new["zmed_m"]).to_numpy(),
+        **{
+            name: np.where(comparable, pixels[name].to_numpy(np.float64), np.nan)
+            for name in (*_SUMMED, *_TERMINUS)
+        },
         "event": events,
         "flags": [";".join(row) for row in flags],
     }
@@ -223,7 +314,7 @@ def _flags(
 
 
 def _silencing(flags: list[str]) -> bool:
-    return bool({*_DOUBTFUL, "short-interval"} & set(flags))
+    return bool((DOUBTFUL | {"short-interval"}) & set(flags))
 
 
 def _events(old: pd.DataFrame, new: pd.DataFrame, *, change: Floats, sigma: Floats) -> list[str]:
@@ -290,6 +381,7 @@ def _summary(
         "area_reference_compared_km2": float(reference.to_numpy()[comparable].sum()),
         "area_debris_from_km2": _total(compared["area_debris_from_km2"]),
         "area_debris_to_km2": _total(compared["area_debris_to_km2"]),
+        **{name: _total(compared[name]) for name in _SUMMED},
         "mean_interval_years": years,
         "rate_km2_per_year": rate,
         "rate_sigma_km2_per_year": rate_sigma,

@@ -9,6 +9,7 @@ high above the glacier's lowest point. The longest of these ways is the length.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from scipy.spatial import KDTree
 from skimage.graph import MCP_Geometric
 from skimage.measure import block_reduce
 
-__all__ = ["grid_spacing_m", "longest_centrelines"]
+__all__ = ["Centreline", "grid_spacing_m", "longest_centrelines", "main_centreline"]
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int32]
@@ -28,8 +29,22 @@ _HEIGHT_WEIGHT, _HEIGHT_POWER = 3000.0, 3.7
 # ^ f1, a, f2 and b of Kienholz et al. (2014), table 3
 _HEAD_SLOPE, _HEAD_LEAST_M, _HEAD_MOST_M = 2e-6, 500.0, 1000.0
 # ^ heads are at least so far apart: q1, q2 and r_max of their equation 1, area in m2
+_SNOUT = 0.01
+# ^ of a glacier's height: the terminus is the middle of the outline as low as that, so that a broad
+#   snout ends in its middle and a noisy elevation model decides nothing
 _SMOOTHING_CELLS = 3.0
 # ^ a way over cells goes in eight directions only and so is too long; smoothed, it is not
+
+
+@dataclass(frozen=True, slots=True)
+class Centreline:
+    """The longest way of a glacier."""
+
+    way: Floats
+    """``(point, y-x)`` in pixels of the window, (0, 0) the centre of the first: from the terminus
+    to the head."""
+    length_m: float
+    """In the horizontal plane."""
 
 
 def grid_spacing_m(area_km2: float) -> float:
@@ -65,17 +80,39 @@ def longest_centrelines(
     if elevation is None:
         return lengths
     for i, window in enumerate(ndimage.find_objects(labels, max_label=count)):
-        if window is None:
-            continue
-        zone = labels[window] == i + 1
-        height = elevation[window]
-        if not np.isfinite(height[zone]).all():
-            continue
-        spacing = grid_spacing_m(int(zone.sum()) * resolution_m**2 / 1e6)
-        step = max(1, round(spacing / resolution_m))
-        zone, height = _coarsened(zone, height, step)
-        lengths[i] = _longest(zone, height, cell_m=step * resolution_m)
+        if window is not None:
+            zone = labels[window] == i + 1
+            line = main_centreline(zone, elevation[window], resolution_m=resolution_m)
+            lengths[i] = math.nan if line is None else line.length_m
     return lengths
+
+
+def main_centreline(
+    zone: Mask, elevation: npt.NDArray[np.float32], *, resolution_m: float
+) -> Centreline | None:
+    """Longest centreline of one glacier.
+
+    Parameters
+    ----------
+    zone : ``(y, x)`` bool
+        The glacier, one piece.
+    elevation : ``(y, x)`` float32
+        Metres.
+    resolution_m
+        Pixel edge.
+
+    Returns
+    -------
+    Centreline or None
+        None where its elevation is not known everywhere.
+    """
+    if not np.isfinite(elevation[zone]).all():
+        return None
+    spacing = grid_spacing_m(int(zone.sum()) * resolution_m**2 / 1e6)
+    step = max(1, round(spacing / resolution_m))
+    way = _longest(*_coarsened(zone, elevation, step), cell_m=step * resolution_m)
+    length_m = float(np.hypot(*np.diff(way, axis=0).T).sum()) * step * resolution_m
+    return Centreline((way - 0.5) * step - 0.5, length_m)
 
 
 def _coarsened(zone: Mask, height: npt.NDArray[np.float32], step: int) -> tuple[Mask, Floats]:
@@ -87,13 +124,14 @@ def _coarsened(zone: Mask, height: npt.NDArray[np.float32], step: int) -> tuple[
     return np.pad(zone, 1), np.pad(np.where(zone, height, np.inf).astype(np.float64), 1)
 
 
-def _longest(zone: Mask, height: Floats, *, cell_m: float) -> float:
+def _longest(zone: Mask, height: Floats, *, cell_m: float) -> Floats:
+    """Way of the longest centreline in cells, from the terminus to the head."""
     inner = ndimage.distance_transform_edt(zone, sampling=cell_m)
     margin = zone & (inner <= cell_m)
     cells = np.argwhere(margin)
     heights = height[margin]
-    terminus = tuple(cells[np.argmin(heights)].tolist())
     low, high = float(height[zone].min()), float(height[zone].max())
+    terminus = _middle_of(cells[heights <= heights.min() + _SNOUT * (high - low)])
     centred = (inner.max() - inner) / inner.max() * _MARGIN_WEIGHT
     lifted = (height - low) / max(high - low, 1e-6) * _HEIGHT_WEIGHT
     cost = np.full(zone.shape, np.inf)
@@ -104,7 +142,14 @@ def _longest(zone: Mask, height: Floats, *, cell_m: float) -> float:
     area_m2 = float(zone.sum()) * cell_m**2
     apart_m = min(_HEAD_SLOPE * area_m2 + _HEAD_LEAST_M, _HEAD_MOST_M)
     heads = _heads(cells, heights, reach=apart_m / cell_m)
-    return max(_length(np.array(ways.traceback(tuple(head)), float), cell_m) for head in heads)
+    found = [_smoothed(np.array(ways.traceback(tuple(head)), float)) for head in heads]
+    return max(found, key=lambda way: float(np.hypot(*np.diff(way, axis=0).T).sum()))
+
+
+def _middle_of(cells: npt.NDArray[np.intp]) -> tuple[int, int]:
+    """The cell nearest to the mean place of all, the first of equal ones."""
+    row, col = cells[np.argmin(((cells - cells.mean(axis=0)) ** 2).sum(axis=1))].tolist()
+    return row, col
 
 
 def _heads(cells: npt.NDArray[np.intp], heights: Floats, *, reach: float) -> npt.NDArray[np.intp]:
@@ -116,7 +161,7 @@ def _heads(cells: npt.NDArray[np.intp], heights: Floats, *, reach: float) -> npt
     return np.asarray(cells[first])
 
 
-def _length(way: Floats, cell_m: float) -> float:
+def _smoothed(way: Floats) -> Floats:
     smooth = ndimage.gaussian_filter1d(way, _SMOOTHING_CELLS, axis=0, mode="nearest")
     smooth[[0, -1]] = way[[0, -1]]
-    return float(np.hypot(*np.diff(smooth, axis=0).T).sum() * cell_m)
+    return np.asarray(smooth)

@@ -31,7 +31,12 @@ class DriverTaskMaker:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._work = {"publish": self._publish, "change": self._change, "report": self._report}
+        self._work = {
+            "publish": self._publish,
+            "change": self._change,
+            "trend": self._trend,
+            "report": self._report,
+        }
 
     def __call__(self) -> Task:
         """Return the function that does one job."""
@@ -73,8 +78,30 @@ class DriverTaskMaker:
                 f"{last}: their change is not known; see the failed units, then run again",
                 kind="incomplete",
             )
-        calibration = AreaCalibration.from_dict(self._context.ensemble.area_calibration)
-        return change_between(ledger.workspace, first, last, calibration=calibration)
+        pair = f"{first}_{last}"
+        compared = [
+            batch
+            for batch in job["payload"]["batches"]
+            if ledger.outputs("differences", pair, batch) is not None
+        ]
+        return change_between(
+            ledger.workspace,
+            first,
+            last,
+            calibration=AreaCalibration.from_dict(self._context.ensemble.area_calibration),
+            batches=compared,
+            unlike=job["payload"]["unlike"],
+        )
+
+    def _trend(self, ledger: Ledger, job: Job) -> Outcome:
+        from change_detection.series import series_between
+        from change_detection.uncertainty import AreaCalibration
+
+        return series_between(
+            ledger.workspace,
+            job["payload"]["seasons"],
+            calibration=AreaCalibration.from_dict(self._context.ensemble.area_calibration),
+        )
 
     def _report(self, ledger: Ledger, _job: Job) -> Outcome:
         from inventory_engine.report import write_report

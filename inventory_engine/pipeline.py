@@ -23,7 +23,7 @@ from inventory_engine.plan import (
 )
 from inventory_engine.receipts import Failure, Ledger, Receipt, State
 from inventory_engine.settings import Settings, set_process_environment, settings_json
-from inventory_engine.stages import STAGES, Stage, change_unit, states
+from inventory_engine.stages import STAGES, Stage, change_unit, difference_units, states
 from inventory_engine.units import Unit
 from inventory_engine.work import raise_fatal
 
@@ -303,15 +303,19 @@ def run_change(settings: Settings, first: str, last: str, *, show: Show | None =
         if context.ledger.outputs("publish", label, "region") is None:
             raise UsageError(f"season {label} is not published yet: `inventory-engine run` first")
 
-    def units(c: Context) -> list[Unit]:
+    def compared(c: Context) -> list[Unit]:
+        return difference_units(c, first, last)
+
+    def changed(c: Context) -> list[Unit]:
         unit = change_unit(c, first, last)
         return [unit] if unit else []
 
-    change = next(stage for stage in STAGES if stage.name == "change")
-    stage = Stage("change", change.title, "driver", units, change.prepare, change.make_task)
+    asked = {"differences": compared, "change": changed}
+    stages = [replace(s, units=asked[s.name]) for s in STAGES if s.name in asked]
     summary = Summary()
     with _session(context) as (log, check):
-        _run_stage(stage, context, summary, log=log, show=show or Silent(), check=check)
+        for stage in stages:
+            _run_stage(stage, context, summary, log=log, show=show or Silent(), check=check)
     return summary
 
 

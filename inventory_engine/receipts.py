@@ -43,7 +43,9 @@ STAGE_VERSIONS = {
     "map": 1,
     "outlines": 4,
     "publish": 2,
-    "change": 2,
+    "differences": 1,
+    "change": 3,
+    "trend": 1,
     "report": 2,
 }
 """Raised when a stage's code gives other results for equal inputs."""

@@ -18,6 +18,7 @@ from inventory_engine.imagery import residual_m, season_shifts
 from inventory_engine.plan import REGION, Context
 from inventory_engine.receipts import Ledger, State, fingerprint, unit_key
 from inventory_engine.units import (
+    Made,
     ShardPlaces,
     Unit,
     batch_boxes,
@@ -32,6 +33,7 @@ __all__ = [
     "STAGES",
     "Stage",
     "change_unit",
+    "difference_units",
     "states",
 ]
 
@@ -180,6 +182,70 @@ def _package_facts(c: Context, season: str) -> dict[str, Any]:
     return {"description": description, "interval": days} | settings.publication.model_dump()
 
 
+def _difference_units(c: Context) -> list[Unit]:
+    return [u for pair in c.region.settings.pairs for u in difference_units(c, *pair)]
+
+
+def difference_units(c: Context, first: str, last: str) -> list[Unit]:
+    """Describe the comparison of two seasons' pixels, batch by batch.
+
+    None where the pixels of the coarser season are no whole number of those of the finer one.
+    """
+    settings = c.region.settings
+    own = [settings.multiple(season) for season in (first, last)]
+    coarse = max(own)
+    if any(coarse % multiple for multiple in own):
+        return []
+    grid = c.region.grid.coarsened(coarse)
+    by_id = c.region.reference.frame.set_index("ref_id", drop=False)
+    places = [ShardPlaces(c.region.shards_of(season)) for season in (first, last)]
+    stages = ("map", "cube", "terrain")
+    made: dict[str, Made] = {}
+    for season, place in zip((first, last), places, strict=True):
+        made |= outputs_of(c, season_keys(c, season, place.shards, stages=stages))
+    units = []
+    for batch in c.region.batches[coarse]:
+        frame = pack_frame(by_id.loc[list(batch.ref_ids)])
+        keys: tuple[str, ...] = ()
+        for season, place, multiple in zip((first, last), places, own, strict=True):
+            n = coarse // multiple
+            shape = (n * batch.height, n * batch.width)
+            shards = place.within(n * batch.row0, n * batch.col0, shape)
+            keys += season_keys(c, season, shards, stages=stages)
+        keys = tuple(dict.fromkeys(keys))
+        digest = hashlib.sha256(frame.encode()).hexdigest()
+        inputs = checksums(made, keys) | {"reference": digest}
+        known = {
+            "batch": asdict(batch),
+            "grid": grid.to_dict(),
+            "growth_m": settings.inventory.growth_m,
+            "multiples": [coarse // multiple for multiple in own],
+        }
+        pair = f"{first}_{last}"
+        units.append(
+            Unit(
+                "differences",
+                pair,
+                batch.id,
+                fingerprint("differences", known, [f"{k}={v}" for k, v in inputs.items()]),
+                inputs,
+                batch_boxes(grid, batch),
+                _span(c, pair),
+                {
+                    "batch": known["batch"],
+                    "multiple": coarse,
+                    "multiples": known["multiples"],
+                    "growth_m": known["growth_m"],
+                    "frame": frame,
+                    "seasons": [first, last],
+                },
+                keys,
+                batch.height * batch.width,
+            )
+        )
+    return units
+
+
 def _change_units(c: Context) -> list[Unit]:
     units = (change_unit(c, first, last) for first, last in c.region.settings.pairs)
     return [unit for unit in units if unit is not None]
@@ -190,14 +256,33 @@ def change_unit(c: Context, first: str, last: str) -> Unit | None:
     keys = (unit_key("publish", first, REGION), unit_key("publish", last, REGION))
     if any((r := c.ledger.read(*key.split("/"))) and r.failed for key in keys):
         return None
+    pair = f"{first}_{last}"
+    settings = c.region.settings
+    multiples = {settings.multiple(season) for season in (first, last)}
+    coarse = max(multiples)
+    compared = not any(coarse % multiple for multiple in multiples)
+    batches = [batch.id for batch in c.region.batches[coarse]] if compared else []
     return _region_unit(
         c,
         "change",
-        f"{first}_{last}",
-        keys,
+        pair,
+        (*keys, *(unit_key("differences", pair, batch) for batch in batches)),
         settings={"from": first, "to": last, "calibration": c.ensemble.area_calibration},
-        payload={"from": first, "to": last},
+        payload={"from": first, "to": last, "unlike": len(multiples) > 1, "batches": batches},
     )
+
+
+def _trend_units(c: Context) -> list[Unit]:
+    """One, where there are three seasons or more."""
+    seasons = c.region.settings.season_labels
+    keys = tuple(unit_key("publish", season, REGION) for season in seasons)
+    failed = any((r := c.ledger.read(*key.split("/"))) and r.failed for key in keys)
+    if len(seasons) < 3 or failed:
+        return []
+    known = {"seasons": list(seasons), "calibration": c.ensemble.area_calibration}
+    return [
+        _region_unit(c, "trend", REGION, keys, settings=known, payload={"seasons": list(seasons)})
+    ]
 
 
 def _region_unit(
@@ -236,6 +321,7 @@ def _report_units(c: Context) -> list[Unit]:
     keys = tuple(
         [unit_key("publish", s, REGION) for s in settings.season_labels]
         + [unit_key("change", f"{a}_{b}", REGION) for a, b in settings.pairs]
+        + [unit.key for unit in _trend_units(c)]
     )
     facts = hashlib.sha256(json.dumps(run_facts(c), sort_keys=True).encode()).hexdigest()
     return [_region_unit(c, "report", REGION, keys, settings={"facts": facts})]
@@ -348,7 +434,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("outlines", "outlines", "dask", _outline_units, _prepare_map, _plain_task),
     # ^ a season without any map has an empty one: nothing was seen
     Stage("publish", "inventories", "driver", _publish_units, _prepare_nothing, _driver_task),
+    Stage("differences", "differences", "dask", _difference_units, _prepare_map, _plain_task),
     Stage("change", "change", "driver", _change_units, _prepare_nothing, _driver_task),
+    Stage("trend", "trend", "driver", _trend_units, _prepare_nothing, _driver_task),
     Stage("report", "report", "driver", _report_units, _prepare_nothing, _driver_task),
 )
 """All stages, in the order in which they hand over."""

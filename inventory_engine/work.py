@@ -353,6 +353,26 @@ def _outlines(ledger: Ledger, job: Job) -> Outcome:
     )
 
 
+def _differences(ledger: Ledger, job: Job) -> Outcome:
+    from change_detection.differences import trace_differences
+    from change_detection.divides import GlacierBatch
+
+    payload = job["payload"]
+    batch = dict(payload["batch"])
+    batch["ref_ids"] = tuple(batch["ref_ids"])
+    first, last = payload["seasons"]
+    old, new = payload["multiples"]
+    return trace_differences(
+        ledger.workspace,
+        (first, last),
+        GlacierBatch(**batch),
+        frame=unpack_frame(payload["frame"]),
+        grid=_grid(ledger, job),
+        multiples=(old, new),
+        growth_m=payload["growth_m"],
+    )
+
+
 _WORK: dict[str, Callable[[Ledger, Job], Outcome]] = {
     "terrain": _terrain,
     "layers": _layers,
@@ -361,4 +381,5 @@ _WORK: dict[str, Callable[[Ledger, Job], Outcome]] = {
     "cube": _cube,
     "illumination": _illumination,
     "outlines": _outlines,
+    "differences": _differences,
 }

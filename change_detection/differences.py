@@ -1,0 +1,291 @@
+"""What two maps of one batch of glaciers differ in, pixel by pixel: gains, losses, and where.
+
+One law: only pixels that were seen at both dates are compared, and on the coarser of their grids.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy import ndimage
+from skimage.measure import label
+
+from catalog.cube import Outcome, Workspace
+from catalog.grid import RegionGrid
+from change_detection import zonal
+from change_detection.accounts import Territory, own_ice
+from change_detection.divides import GlacierBatch, extend_owners, reference_owners
+from change_detection.files import parquet_bytes, put_files
+from change_detection.flowlines import main_centreline
+from change_detection.hypsometry import band_counts
+from change_detection.scene import Scene, read_elevation, read_scene
+
+__all__ = ["DIFFERENCE_SCHEMA", "difference_rows", "trace_differences"]
+
+Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int32]
+
+_AREAS = (
+    "area_gained_km2",
+    "area_lost_km2",
+    "area_to_water_km2",
+    "area_to_debris_km2",
+    "area_to_clean_km2",
+)
+_TERMINUS = ("terminus_from_m", "terminus_to_m", "terminus_change_m")
+
+DIFFERENCE_SCHEMA = pa.schema(
+    [("ref_id", pa.string())]
+    + [(name, pa.float64()) for name in (*_AREAS, *_TERMINUS)]
+    + [("band_first", pa.int64())]
+    + [(name, pa.list_(pa.float64())) for name in ("band_from_km2", "band_to_km2")]
+)
+"""Columns of the differences of a batch, one row a reference glacier; missing numbers are null.
+
+``area_gained_km2`` and ``area_lost_km2`` are ice at one date only, of what was seen at both;
+``area_to_water_km2`` is the part of the loss that is water now, ``area_to_debris_km2`` clean ice
+that is covered now, and ``area_to_clean_km2`` the reverse. ``terminus_from_m`` and
+``terminus_to_m`` are the lowest elevation of ice of the largest piece at either date,
+``terminus_change_m`` by how much it advanced along its centreline (retreat is negative), in the
+horizontal plane. ``band_from_km2`` and ``band_to_km2`` are the ice of either date, of what was seen
+at both, by elevation: bins of 50 m from ``50 band_first`` on.
+"""
+
+
+def trace_differences(
+    workspace: Workspace,
+    seasons: tuple[str, str],
+    batch: GlacierBatch,
+    *,
+    frame: gpd.GeoDataFrame,
+    grid: RegionGrid,
+    multiples: tuple[int, int],
+    growth_m: float,
+) -> Outcome:
+    """Compare the maps of two seasons for the glaciers of one batch.
+
+    Parameters
+    ----------
+    workspace
+        Holds the maps and, if there is one, the terrain; takes
+        ``change/<from>_<to>/parts/<batch>.parquet``.
+    seasons
+        Names of the two, the earlier one first.
+    batch, frame
+        The window on ``grid``, and the reference inventory.
+    grid
+        The coarser one of the grids of the two seasons.
+    multiples
+        How many pixels of each season make the edge of one of ``grid``.
+    growth_m
+        How far beyond its outline a glacier may have advanced, metres.
+
+    Raises
+    ------
+    StoreError
+        Where a layer is missing or damaged.
+    DataError
+        Where a glacier of the batch is not in ``frame``.
+    """
+    elevation, _ = read_elevation(workspace, batch, grid)
+    inside = reference_owners(batch, frame, grid)
+    owners = extend_owners(
+        inside, resolution_m=grid.resolution_m, growth_m=growth_m, elevation=elevation
+    )
+    old, new = (
+        _coarsened(read_scene(workspace, season, _finer(batch, multiple)), multiple)
+        for season, multiple in zip(seasons, multiples, strict=True)
+    )
+    rows = difference_rows(
+        batch,
+        old,
+        new,
+        territory=Territory(inside, owners, len(batch.ref_ids)),
+        elevation=elevation,
+        grid=grid,
+    )
+    table = pa.Table.from_pylist(rows, schema=DIFFERENCE_SCHEMA)
+    name = f"change/{'_'.join(seasons)}/parts/{batch.id}.parquet"
+    sums = put_files(workspace, {name: parquet_bytes(table)})
+    return Outcome(sums, (), {"glaciers": len(rows)})
+
+
+def difference_rows(
+    batch: GlacierBatch,
+    old: Scene,
+    new: Scene,
+    *,
+    territory: Territory,
+    elevation: npt.NDArray[np.float32] | None,
+    grid: RegionGrid,
+) -> list[dict[str, Any]]:
+    """Account for what differs between two dates, glacier by glacier.
+
+    Returns
+    -------
+    list of dict
+        One row a glacier in the order of ``batch.ref_ids``, columns of :data:`DIFFERENCE_SCHEMA`.
+    """
+    both = old.seen & new.seen
+    before, after = (_owned(scene, territory) for scene in (old, new))
+    count, px = territory.count, grid.pixel_area_km2
+
+    def area(zone: Labels, where: Mask) -> npt.NDArray[np.float64]:
+        return np.asarray(zonal.counts(zone, count, where=both & where) * px, dtype=np.float64)
+
+    same = (before == after) & (before > 0)
+    columns: dict[str, npt.NDArray[Any]] = {
+        "area_gained_km2": area(after, before != after),
+        "area_lost_km2": area(before, before != after),
+        "area_to_water_km2": area(before, (before != after) & new.water),
+        "area_to_debris_km2": area(after, same & ~old.debris & new.debris),
+        "area_to_clean_km2": area(after, same & old.debris & ~new.debris),
+    }
+    bands = [
+        band_counts(np.where(both, zone, 0), count, elevation=elevation) for zone in (before, after)
+    ]
+    rows = []
+    for i, ref_id in enumerate(batch.ref_ids):
+        row: dict[str, Any] = {"ref_id": ref_id}
+        row |= {name: float(values[i]) for name, values in columns.items()}
+        row |= _terminus(
+            before, after, i + 1, elevation=elevation, both=both, resolution_m=grid.resolution_m
+        )
+        row |= _bands_of([(first[i], pixels[i] * px) for first, pixels in bands])
+        rows.append(row)
+    return rows
+
+
+def _owned(scene: Scene, territory: Territory) -> Labels:
+    """Glacier of each pixel of seen ice; what was not seen counts as ice that leads to it."""
+    ice = scene.ice | (~scene.seen & (territory.inside > 0))
+    patches, _ = own_ice(ice, territory)
+    return np.where((patches > 0) & scene.seen, territory.owners, 0).astype(np.int32)
+
+
+def _bands_of(pair: list[tuple[np.int64, npt.NDArray[Any]]]) -> dict[str, Any]:
+    """Both dates' ice by elevation, from the lowest bin of either to the highest."""
+    known = [(int(first), values) for first, values in pair if len(values)]
+    if not known:
+        return {"band_first": None, "band_from_km2": None, "band_to_km2": None}
+    low = min(first for first, _ in known)
+    high = max(first + len(values) for first, values in known)
+    spread = []
+    for first, values in pair:
+        row = np.zeros(high - low)
+        if len(values):
+            row[int(first) - low : int(first) - low + len(values)] = values
+        spread.append(row.tolist())
+    return {"band_first": low, "band_from_km2": spread[0], "band_to_km2": spread[1]}
+
+
+def _terminus(
+    before: Labels,
+    after: Labels,
+    number: int,
+    *,
+    elevation: npt.NDArray[np.float32] | None,
+    both: Mask,
+    resolution_m: float,
+) -> dict[str, float | None]:
+    """Lowest ice and advance of a glacier's largest piece; nothing where its end was not seen."""
+    nothing: dict[str, float | None] = dict.fromkeys(_TERMINUS)
+    if elevation is None:
+        return nothing
+    zones = before == number, after == number
+    windows = ndimage.find_objects((zones[0] | zones[1]).astype(np.int8))
+    if not windows:
+        return nothing
+    window = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in windows[0])
+    height, seen = elevation[window], both[window]
+    pieces = [_largest(zone[window]) for zone in zones]
+    lines = [
+        main_centreline(piece, height, resolution_m=resolution_m) if piece.any() else None
+        for piece in pieces
+    ]
+    found = nothing | {
+        name: float(height[piece].min()) if line else None
+        for name, piece, line in zip(_TERMINUS, pieces, lines, strict=False)
+    }
+    old, new = lines
+    if old is not None and new is not None:
+        lost = _first_within(old.way, pieces[0], zones[1][window], seen)
+        gained = _first_within(new.way, pieces[1], zones[0][window], seen)
+        if lost is not None and gained is not None:
+            found["terminus_change_m"] = (gained - lost) * resolution_m
+    return found
+
+
+def _largest(zone: Mask) -> Mask:
+    pieces, count = label(zone, connectivity=1, return_num=True)
+    if count <= 1:
+        return zone
+    return np.asarray(pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:]))
+
+
+def _first_within(
+    way: npt.NDArray[np.float64], mine: Mask, other: Mask, seen: Mask
+) -> float | None:
+    """Pixels along a way from where ice begins to where the other date's ice begins.
+
+    None where the way leaves what was seen at both dates before that, or never meets the other ice.
+    """
+    steps = np.hypot(*np.diff(way, axis=0).T)
+    along = np.concatenate([[0.0], np.cumsum(steps)])
+    if along[-1] == 0:
+        return 0.0
+    at = np.linspace(0.0, along[-1], 2 * math.ceil(along[-1]) + 1)
+    rows, cols = (
+        np.clip(np.rint(np.interp(at, along, way[:, k])).astype(np.intp), 0, mine.shape[k] - 1)
+        for k in (0, 1)
+    )
+    begins = np.flatnonzero(mine[rows, cols])
+    meets = np.flatnonzero(other[rows, cols])
+    if not begins.size or not meets.size:
+        return None
+    start, end = int(begins[0]), int(meets[0])
+    if end <= start:
+        return 0.0
+    return float(at[end] - at[start]) if seen[rows[start:end], cols[start:end]].all() else None
+
+
+def _finer(batch: GlacierBatch, multiple: int) -> GlacierBatch:
+    """The same window in pixels of which ``multiple`` make the edge of one."""
+    if multiple == 1:
+        return batch
+    size = (batch.row0, batch.col0, batch.height, batch.width)
+    return GlacierBatch(batch.id, batch.ref_ids, *(n * multiple for n in size))
+
+
+def _coarsened(scene: Scene, multiple: int) -> Scene:
+    """A scene on pixels of ``multiple`` times the edge: seen where half was, the rest by majority.
+
+    Votes and days are not compared and are those of the first pixel.
+    """
+    if multiple == 1:
+        return scene
+    rows, cols = (n // multiple for n in scene.seen.shape)
+
+    def count(values: Mask) -> npt.NDArray[np.int64]:
+        blocks = values.reshape(rows, multiple, cols, multiple)
+        return np.asarray(blocks.sum(axis=(1, 3), dtype=np.int64))
+
+    looked = count(scene.seen)
+    seen = 2 * looked >= multiple**2
+    ice = seen & (2 * count(scene.ice) >= looked)
+    thin = (slice(None, None, multiple),) * 2
+    return Scene(
+        seen=seen,
+        ice=ice,
+        debris=ice & (2 * count(scene.debris) > count(scene.ice)),
+        water=seen & ~ice & (2 * count(scene.water) > looked - count(scene.ice)),
+        votes=scene.votes[thin],
+        voters=scene.voters[thin],
+        day=scene.day[thin],
+        sar=None if scene.sar is None else scene.sar[thin],
+    )
