@@ -46,7 +46,7 @@ _FLOATS = (
     ("day", "date_span_days", "area_km2", "area_clean_km2", "area_debris_km2", "area_water_km2"),
     ("area_reference_km2", "area_unseen_km2", "area_beyond_km2", "obs_fraction"),
 )
-_LATER = ("area_ensemble_sd_km2", "boundary_sigma_km2", "perimeter_km")
+_LATER = ("area_ensemble_sd_km2", "boundary_sigma_km2", "perimeter_km", "largest_part_km2")
 
 ACCOUNT_SCHEMA = pa.schema(
     [("ref_id", pa.string()), ("src_date", pa.string())]
@@ -64,8 +64,8 @@ that was not seen in this season. ``area_clean_km2`` and ``area_debris_km2`` are
 it. ``day`` is the median day of the seen pixels, ``date_span_days`` the days between the first and
 the last. ``perimeter_km`` is the length of the ice margin without divides; ``boundary_sigma_km2``
 is what mixed pixels along it and a shift of the ice against the divides may amount to. ``n_parts``
-counts separate pieces of at least 0.01 km2. ``member_area_km2`` has an entry for each member by its
-bit.
+counts separate pieces of at least 0.01 km2, ``largest_part_km2`` is the largest of all.
+``member_area_km2`` has an entry for each member by its bit.
 ``look_days`` are the days of the looks that the glacier was mapped from, ``look_shares`` what part
 of its seen pixels came from each; the largest first.
 """
@@ -141,7 +141,7 @@ def account_rows(
     )
     columns["area_ensemble_sd_km2"] = ensemble_sd(members)
     columns["n_members"] = np.isfinite(members).sum(axis=0)
-    columns["n_parts"] = _parts(patches, patch_owner, count=territory.count, grid=grid)
+    columns |= _parts(patches, patch_owner, count=territory.count, grid=grid)
     terrain = topography(mine, territory.count, elevation=elevation, resolution_m=grid.resolution_m)
     for name in ("zmin_m", "zmax_m", "zmed_m"):
         columns[name] = getattr(terrain, name)
@@ -249,10 +249,15 @@ def _member_areas(
 
 def _parts(
     patches: Labels, owner: npt.NDArray[np.int64], *, count: int, grid: RegionGrid
-) -> npt.NDArray[np.int64]:
+) -> dict[str, npt.NDArray[Any]]:
     size = zonal.counts(patches, owner.size) * grid.pixel_area_km2
     large = size >= MIN_AREA_KM2 * (1 - 1e-9)
-    return np.bincount(owner[large], minlength=count + 1)[1:]
+    largest = np.zeros(count + 1)
+    np.maximum.at(largest, owner, size)
+    return {
+        "n_parts": np.bincount(owner[large], minlength=count + 1)[1:],
+        "largest_part_km2": largest[1:],
+    }
 
 
 def _inputs(

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from catalog.cube import Outcome, Workspace
 from catalog.errors import StoreError
-from change_detection.accounts import MIN_AREA_KM2, MIN_OBSERVED
 from change_detection.attributes import iso_day
 from change_detection.differences import DIFFERENCE_SCHEMA
+from change_detection.events import map_events
 from change_detection.files import put_files
 from change_detection.hypsometry import BIN_M
 from change_detection.uncertainty import (
@@ -37,7 +37,6 @@ __all__ = ["CHANGE_SCHEMA", "DOUBTFUL", "change_between", "parquet_bytes"]
 _DAYS_A_YEAR = 365.2425
 _MIN_YEARS = 0.9
 # ^ shorter intervals compare different times of the year more than different years
-_MIN_GROWTH_KM2 = 0.01
 DOUBTFUL = frozenset({"low-observation", "out-of-season", "undated"})
 """Flags of an account that forbid a statement about change."""
 _SUMMED = (
@@ -47,7 +46,10 @@ _SUMMED = (
     "area_to_debris_km2",
     "area_to_clean_km2",
 )
-_TERMINUS = ("terminus_from_m", "terminus_to_m", "terminus_change_m")
+_TERMINUS = (
+    *("terminus_from_m", "terminus_to_m", "terminus_change_m"),
+    *("front_width_m", "front_change_m"),
+)
 
 _NUMBERS = (
     "area_from_km2",
@@ -74,12 +76,9 @@ CHANGE_SCHEMA = pa.schema(
 )
 """Columns of the change table, one row a reference glacier; missing numbers are null.
 
-``event`` is the first of these that holds: ``unobserved`` (a date has under 80 % of the reference
-outline), ``vanished`` (no ice left), ``appeared`` (ice where there was none), ``below-minimum``
-(fell under 0.01 km2), ``split`` (more separate pieces than before), ``advanced`` (grew by more than
-two standard deviations and at least 0.01 km2 of it outside the reference outline), or empty; all
-but ``unobserved`` only where a change is reported.
-``area_gained_km2`` to ``terminus_change_m`` are pixels that were seen at both dates, see
+``event`` is the first that holds of :data:`change_detection.events.MAP_EVENTS`, or empty; all but
+``unobserved`` only where a change is reported. ``events.csv`` tells all of them, and by what.
+``area_gained_km2`` to ``front_change_m`` are pixels that were seen at both dates, see
 :data:`change_detection.differences.DIFFERENCE_SCHEMA`; with seasons of unlike pixels the change is
 gain less loss on the coarser ones (flag ``coarser-comparison``).
 ``flags`` joins with ``;`` what the accounts of either date note and why no change is reported.
@@ -116,8 +115,8 @@ def change_between(
     Returns
     -------
     Outcome
-        Checksums of these files, and of ``elevation.csv`` (ice of both dates in bins of 50 m) where
-        pixels were compared; the summary as ``facts``.
+        Checksums of these files, of ``events.csv``, and where pixels were compared of
+        ``elevation.csv`` (ice of both dates in bins of 50 m); the summary as ``facts``.
 
     Raises
     ------
@@ -135,7 +134,7 @@ def change_between(
     member_changes = _members(new, old) - _members(old, new)
     same = _same_observation(old, new)
     pixels = _differences(workspace, f"{season_from}_{season_to}", batches, old.index)
-    table, comparable = _table(
+    table, comparable, events = _table(
         old,
         new,
         member_changes=member_changes,
@@ -146,12 +145,19 @@ def change_between(
     )
     summary: dict[str, Any] = {"season_from": season_from, "season_to": season_to}
     summary |= _summary(
-        table, comparable, old=old, new=new, members=member_changes, calibration=calibration
+        table,
+        comparable,
+        events,
+        old=old,
+        new=new,
+        members=member_changes,
+        calibration=calibration,
     )
     folder = f"change/{season_from}_{season_to}"
     files = {
         f"{folder}/glaciers.parquet": parquet_bytes(table, CHANGE_SCHEMA),
         f"{folder}/glaciers.csv": table.to_csv(index=False, lineterminator="\n").encode(),
+        f"{folder}/events.csv": events.to_csv(index=False, lineterminator="\n").encode(),
         f"{folder}/summary.json": json.dumps(
             summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
         ).encode(),
@@ -238,7 +244,7 @@ def _table(
     calibration: AreaCalibration,
     pixels: pd.DataFrame,
     unlike: bool,
-) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
+) -> tuple[pd.DataFrame, npt.NDArray[np.bool_], pd.DataFrame]:
     years = (new["day"] - old["day"]).to_numpy() / _DAYS_A_YEAR
     flags = _flags(old, new, years=years, same=same)
     comparable = np.array([not _silencing(row) for row in flags])
@@ -264,7 +270,8 @@ def _table(
     # One look compared with itself has no error: the boundary is wrong in the same way twice.
     span = np.where(same, 1.0, years)
     percent = 100.0 / old["area_km2"].where(old["area_km2"] > 0).to_numpy()
-    events = _events(old, new, change=change, sigma=sigma)
+    events = map_events(old, new, pixels, change=change, sigma=sigma, years=span)
+    first = events.drop_duplicates("glacier_id").set_index("glacier_id")["event"]
     columns = {
         "glacier_id": old.index.to_numpy(),
         "date_from": [iso_day(d)[:10] for d in old["day"]],
@@ -286,10 +293,10 @@ def _table(
             name: np.where(comparable, pixels[name].to_numpy(np.float64), np.nan)
             for name in (*_SUMMED, *_TERMINUS)
         },
-        "event": events,
+        "event": first.reindex(old.index).fillna("").to_numpy(),
         "flags": [";".join(row) for row in flags],
     }
-    return pd.DataFrame(columns), comparable
+    return pd.DataFrame(columns), comparable, events
 
 
 def _area_sigma(accounts: pd.DataFrame, calibration: AreaCalibration) -> Floats:
@@ -317,32 +324,10 @@ def _silencing(flags: list[str]) -> bool:
     return bool((DOUBTFUL | {"short-interval"}) & set(flags))
 
 
-def _events(old: pd.DataFrame, new: pd.DataFrame, *, change: Floats, sigma: Floats) -> list[str]:
-    before, after = old["area_km2"].to_numpy(), new["area_km2"].to_numpy()
-    compared = np.isfinite(change)
-    least = MIN_AREA_KM2 * (1 - 1e-9)
-    beyond = (new["area_beyond_km2"] - old["area_beyond_km2"]).to_numpy()
-    observed = ~((old["obs_fraction"] < MIN_OBSERVED) | (new["obs_fraction"] < MIN_OBSERVED))
-    observed &= old["obs_fraction"].notna() & new["obs_fraction"].notna()
-    split = (new["n_parts"] > old["n_parts"]) & (old["n_parts"] > 0)
-    split &= (old["area_unseen_km2"] < MIN_AREA_KM2) & (new["area_unseen_km2"] < MIN_AREA_KM2)
-    # ^ what was not seen counts as ice and may bridge a gap, or part two pieces when it is seen
-    cases = {
-        "unobserved": ~observed.to_numpy(),
-        "vanished": (before > 0) & (after == 0),
-        "appeared": (before == 0) & (after > 0),
-        "below-minimum": (before >= least) & (after < least),
-        "split": split.to_numpy(),
-        "advanced": (change > 2 * sigma) & (beyond >= _MIN_GROWTH_KM2 * (1 - 1e-9)),
-    }
-    told = [found & (compared | (name == "unobserved")) for name, found in cases.items()]
-    events = np.select(told, list(cases), default="")
-    return [str(event) for event in events]
-
-
 def _summary(
     table: pd.DataFrame,
     comparable: npt.NDArray[np.bool_],
+    events: pd.DataFrame,
     *,
     old: pd.DataFrame,
     new: pd.DataFrame,
@@ -387,7 +372,7 @@ def _summary(
         "rate_sigma_km2_per_year": rate_sigma,
         "rate_percent_per_year": 100 * rate / weight if weight else math.nan,
         "rate_percent_sigma": 100 * rate_sigma / weight if weight else math.nan,
-        "events": _counted(table["event"]),
+        "events": _counted(events["event"]),
         "flags": _counted(table["flags"].str.split(";").explode()),
         "calibration": calibration.to_dict(),
     }

@@ -22,6 +22,7 @@ from change_detection.accounts import Territory, own_ice
 from change_detection.divides import GlacierBatch, extend_owners, reference_owners
 from change_detection.files import parquet_bytes, put_files
 from change_detection.flowlines import main_centreline
+from change_detection.fronts import WATER_TERMINATING, front_change_m
 from change_detection.hypsometry import band_counts
 from change_detection.scene import Scene, read_elevation, read_scene
 
@@ -30,6 +31,8 @@ __all__ = ["DIFFERENCE_SCHEMA", "difference_rows", "trace_differences"]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int32]
 
+_CONTACT_EDGES = 2
+# ^ one pixel edge is where two outlines meet in a corner
 _AREAS = (
     "area_gained_km2",
     "area_lost_km2",
@@ -38,10 +41,12 @@ _AREAS = (
     "area_to_clean_km2",
 )
 _TERMINUS = ("terminus_from_m", "terminus_to_m", "terminus_change_m")
+_FRONT = ("front_width_m", "front_change_m")
 
 DIFFERENCE_SCHEMA = pa.schema(
     [("ref_id", pa.string())]
-    + [(name, pa.float64()) for name in (*_AREAS, *_TERMINUS)]
+    + [(name, pa.float64()) for name in (*_AREAS, *_TERMINUS, *_FRONT)]
+    + [("neighbours_from", pa.list_(pa.string())), ("neighbours_to", pa.list_(pa.string()))]
     + [("band_first", pa.int64())]
     + [(name, pa.list_(pa.float64())) for name in ("band_from_km2", "band_to_km2")]
 )
@@ -52,8 +57,12 @@ DIFFERENCE_SCHEMA = pa.schema(
 that is covered now, and ``area_to_clean_km2`` the reverse. ``terminus_from_m`` and
 ``terminus_to_m`` are the lowest elevation of ice of the largest piece at either date,
 ``terminus_change_m`` by how much it advanced along its centreline (retreat is negative), in the
-horizontal plane. ``band_from_km2`` and ``band_to_km2`` are the ice of either date, of what was seen
-at both, by elevation: bins of 50 m from ``50 band_first`` on.
+horizontal plane. ``front_width_m`` and ``front_change_m`` are those of the front of a marine- or
+lake-terminating glacier (:func:`change_detection.fronts.front_change_m`).
+``neighbours_from`` are the glaciers that its ice touched at the first date, or may have touched
+where it was not seen, ``neighbours_to`` those that it touches at the second where both dates were
+seen. ``band_from_km2`` and ``band_to_km2`` are the ice of either date, of what was seen at both, by
+elevation: bins of 50 m from ``50 band_first`` on.
 """
 
 
@@ -101,10 +110,12 @@ def trace_differences(
         _coarsened(read_scene(workspace, season, _finer(batch, multiple)), multiple)
         for season, multiple in zip(seasons, multiples, strict=True)
     )
+    kinds = frame.set_index("ref_id")["term_type"].reindex(list(batch.ref_ids))
     rows = difference_rows(
         batch,
         old,
         new,
+        wet_ends=kinds.isin(WATER_TERMINATING).to_numpy(),
         territory=Territory(inside, owners, len(batch.ref_ids)),
         elevation=elevation,
         grid=grid,
@@ -120,11 +131,14 @@ def difference_rows(
     old: Scene,
     new: Scene,
     *,
+    wet_ends: Mask,
     territory: Territory,
     elevation: npt.NDArray[np.float32] | None,
     grid: RegionGrid,
 ) -> list[dict[str, Any]]:
     """Account for what differs between two dates, glacier by glacier.
+
+    ``wet_ends`` tells of each glacier whether the reference has it end in water.
 
     Returns
     -------
@@ -132,7 +146,15 @@ def difference_rows(
         One row a glacier in the order of ``batch.ref_ids``, columns of :data:`DIFFERENCE_SCHEMA`.
     """
     both = old.seen & new.seen
-    before, after = (_owned(scene, territory) for scene in (old, new))
+    filled = [_owned(scene, territory) for scene in (old, new)]
+    before, after = (
+        np.where(scene.seen, zone, 0).astype(np.int32)
+        for scene, zone in zip((old, new), filled, strict=True)
+    )
+    neighbours = (
+        _neighbours(filled[0], count=territory.count),
+        _neighbours(np.where(both, after, 0), count=territory.count),
+    )
     count, px = territory.count, grid.pixel_area_km2
 
     def area(zone: Labels, where: Mask) -> npt.NDArray[np.float64]:
@@ -154,18 +176,39 @@ def difference_rows(
         row: dict[str, Any] = {"ref_id": ref_id}
         row |= {name: float(values[i]) for name, values in columns.items()}
         row |= _terminus(
-            before, after, i + 1, elevation=elevation, both=both, resolution_m=grid.resolution_m
+            (before, after),
+            i + 1,
+            water=(old.water, new.water) if wet_ends[i] else None,
+            elevation=elevation,
+            both=both,
+            resolution_m=grid.resolution_m,
         )
+        for name, found in zip(("neighbours_from", "neighbours_to"), neighbours, strict=True):
+            row[name] = [batch.ref_ids[k] for k in found[i]]
         row |= _bands_of([(first[i], pixels[i] * px) for first, pixels in bands])
         rows.append(row)
     return rows
 
 
 def _owned(scene: Scene, territory: Territory) -> Labels:
-    """Glacier of each pixel of seen ice; what was not seen counts as ice that leads to it."""
+    """Glacier of each pixel of ice; what was not seen counts as the ice of the reference."""
     ice = scene.ice | (~scene.seen & (territory.inside > 0))
     patches, _ = own_ice(ice, territory)
-    return np.where((patches > 0) & scene.seen, territory.owners, 0).astype(np.int32)
+    return np.where(patches > 0, territory.owners, 0).astype(np.int32)
+
+
+def _neighbours(zones: Labels, *, count: int) -> list[list[int]]:
+    """Numbers from 0 of the glaciers that each one shares at least two pixel edges with."""
+    ends = []
+    for one, two in ((zones[:-1], zones[1:]), (zones[:, :-1], zones[:, 1:])):
+        border = (one != two) & (one > 0) & (two > 0)
+        ends.append(np.sort(np.stack([one[border], two[border]]), axis=0))
+    pairs, edges = np.unique(np.concatenate(ends, axis=1), axis=1, return_counts=True)
+    found: list[list[int]] = [[] for _ in range(count)]
+    for one, two in (pairs[:, edges >= _CONTACT_EDGES].T - 1).tolist():
+        found[one].append(two)
+        found[two].append(one)
+    return [sorted(others) for others in found]
 
 
 def _bands_of(pair: list[tuple[np.int64, npt.NDArray[Any]]]) -> dict[str, Any]:
@@ -185,39 +228,45 @@ def _bands_of(pair: list[tuple[np.int64, npt.NDArray[Any]]]) -> dict[str, Any]:
 
 
 def _terminus(
-    before: Labels,
-    after: Labels,
+    zones: tuple[Labels, Labels],
     number: int,
     *,
+    water: tuple[Mask, Mask] | None,
     elevation: npt.NDArray[np.float32] | None,
     both: Mask,
     resolution_m: float,
 ) -> dict[str, float | None]:
     """Lowest ice and advance of a glacier's largest piece; nothing where its end was not seen."""
-    nothing: dict[str, float | None] = dict.fromkeys(_TERMINUS)
+    found: dict[str, float | None] = dict.fromkeys((*_TERMINUS, *_FRONT))
     if elevation is None:
-        return nothing
-    zones = before == number, after == number
-    windows = ndimage.find_objects((zones[0] | zones[1]).astype(np.int8))
+        return found
+    mine = tuple(zone == number for zone in zones)
+    windows = ndimage.find_objects((mine[0] | mine[1]).astype(np.int8))
     if not windows:
-        return nothing
+        return found
     window = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in windows[0])
     height, seen = elevation[window], both[window]
-    pieces = [_largest(zone[window]) for zone in zones]
-    lines = [
+    ice = tuple(zone[window] for zone in mine)
+    pieces = [_largest(zone) for zone in ice]
+    old, new = (
         main_centreline(piece, height, resolution_m=resolution_m) if piece.any() else None
         for piece in pieces
-    ]
-    found = nothing | {
-        name: float(height[piece].min()) if line else None
-        for name, piece, line in zip(_TERMINUS, pieces, lines, strict=False)
-    }
-    old, new = lines
-    if old is not None and new is not None:
-        lost = _first_within(old.way, pieces[0], zones[1][window], seen)
-        gained = _first_within(new.way, pieces[1], zones[0][window], seen)
-        if lost is not None and gained is not None:
-            found["terminus_change_m"] = (gained - lost) * resolution_m
+    )
+    for name, piece, line in zip(_TERMINUS, pieces, (old, new), strict=False):
+        found[name] = float(height[piece].min()) if line else None
+    if old is None or new is None:
+        return found
+    lost = _first_within(old.way, pieces[0], ice[1], seen)
+    gained = _first_within(new.way, pieces[1], ice[0], seen)
+    if lost is not None and gained is not None:
+        found["terminus_change_m"] = (gained - lost) * resolution_m
+    if water is not None:
+        wet = (water[0][window], water[1][window])
+        width, change = front_change_m(
+            ice[0], ice[1], wet, seen=seen, way=old.way, resolution_m=resolution_m
+        )
+        if math.isfinite(change):
+            found |= {"front_width_m": width, "front_change_m": change}
     return found
 
 

@@ -39,6 +39,7 @@ from change_detection.attributes import (
 from change_detection.divides import GlacierBatch, extend_owners, reference_owners
 from change_detection.files import geoparquet_bytes, parquet_bytes, put_files
 from change_detection.flowlines import longest_centrelines
+from change_detection.fronts import WATER_TERMINATING, front_line
 from change_detection.hypsometry import band_counts
 from change_detection.polygons import trace_polygons
 from change_detection.scene import Scene, read_elevation, read_scene
@@ -108,7 +109,8 @@ def trace_batch(
     ----------
     workspace
         Holds ``map.zarr/<season>``, ``cube.zarr/<season>/date`` and, if there is one,
-        ``cube.zarr/terrain``; takes ``inventory/<season>/parts`` and ``accounts``.
+        ``cube.zarr/terrain``; takes ``inventory/<season>/parts``, ``fronts`` and
+        ``accounts``.
     season
         Name of the season.
     batch, frame, grid
@@ -128,7 +130,7 @@ def trace_batch(
     Returns
     -------
     Outcome
-        Checksums of the two files; areas in ``facts``.
+        Checksums of the three files; areas in ``facts``.
 
     Raises
     ------
@@ -165,7 +167,9 @@ def trace_batch(
     )
     outlines["dem_source"] = np.where(outlines["zmed_m"].notna(), dem_source, "")
     facts = _facts(scene, territory, patches=patches, grid=grid) | {"polygons": len(outlines)}
+    fronts = _front_rows(batch, scene, territory, frame=frame, grid=grid)
     files = {
+        f"inventory/{season}/fronts/{batch.id}.parquet": geoparquet_bytes(fronts),
         f"inventory/{season}/parts/{batch.id}.parquet": geoparquet_bytes(outlines),
         f"inventory/{season}/accounts/{batch.id}.parquet": parquet_bytes(
             pa.Table.from_pylist(accounts, schema=ACCOUNT_SCHEMA)
@@ -190,6 +194,34 @@ def _territory(
         inside, resolution_m=grid.resolution_m, growth_m=growth_m, elevation=elevation
     )
     return Territory(inside, owners, len(batch.ref_ids))
+
+
+def _front_rows(
+    batch: GlacierBatch,
+    scene: Scene,
+    territory: Territory,
+    *,
+    frame: gpd.GeoDataFrame,
+    grid: RegionGrid,
+) -> gpd.GeoDataFrame:
+    """Lines where the ice of marine- and lake-terminating glaciers meets water, EPSG:4326."""
+    kinds = frame.set_index("ref_id")["term_type"].reindex(list(batch.ref_ids))
+    numbers = np.flatnonzero(kinds.isin(WATER_TERMINATING))
+    patches, _ = own_ice(scene.ice, territory)
+    mine = np.where(patches > 0, territory.owners, 0)
+
+    def to_degrees(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        x, y = corners.T
+        return np.column_stack(to_lonlat(x + batch.col0, y + batch.row0, grid))
+
+    ids, lines = [], []
+    for number in numbers:
+        line = front_line(mine == number + 1, scene.water)
+        if not line.is_empty:
+            ids.append(batch.ref_ids[number])
+            lines.append(shapely.transform(line, to_degrees))
+    table = pd.DataFrame({"ref_id": pd.Series(ids, dtype=object)})
+    return gpd.GeoDataFrame(table, geometry=gpd.GeoSeries(lines, crs=4326), crs=4326)
 
 
 def _large_parts(

@@ -50,9 +50,10 @@ def publish_season(
     Returns
     -------
     Outcome
-        Checksums of ``outlines.parquet``, ``outlines.gpkg``, ``accounts.parquet`` and of the
-        package, see :func:`change_detection.package.write.package_files`. Outlines under 0.01 km2,
-        where a run publishes them, are not in the package.
+        Checksums of ``outlines.parquet``, ``outlines.gpkg``, ``accounts.parquet``, where glaciers
+        end in water of ``fronts.gpkg`` (lines where their ice meets it), and of the package, see
+        :func:`change_detection.package.write.package_files`. Outlines under 0.01 km2, where a run
+        publishes them, are not in the package.
 
     Raises
     ------
@@ -60,9 +61,10 @@ def publish_season(
         Where a batch or a glacier of the reference is missing.
     """
     folder = f"inventory/{facts.season}"
-    parts, accounts = [], []
+    parts, accounts, fronts = [], [], []
     for batch in sorted(batches, key=lambda b: b.ref_ids):
         parts.append(gpd.read_parquet(_read(workspace, f"{folder}/parts/{batch.id}.parquet")))
+        fronts.append(gpd.read_parquet(_read(workspace, f"{folder}/fronts/{batch.id}.parquet")))
         accounts.append(pq.read_table(_read(workspace, f"{folder}/accounts/{batch.id}.parquet")))
     outlines, bands = _joined(parts, prefix=facts.prefix)
     table = pa.concat_tables([ACCOUNT_SCHEMA.empty_table(), *accounts]).sort_by("ref_id")
@@ -72,6 +74,9 @@ def publish_season(
         f"{folder}/outlines.gpkg": geopackage_bytes({"outlines": (outlines, "Polygon")}),
         f"{folder}/accounts.parquet": parquet_bytes(table),
     }
+    ends = pd.concat(fronts, ignore_index=True).sort_values("ref_id", ignore_index=True)
+    if len(ends):
+        files[f"{folder}/fronts.gpkg"] = geopackage_bytes({"fronts": (ends, "MultiLineString")})
     large = outlines["area_km2"] >= MIN_AREA_KM2 * (1 - 1e-9)
     package = package_files(
         outlines[large].reset_index(drop=True),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,9 +46,9 @@ SOUTHWARD = (3000.0 - 2.0 * np.arange(SIZE, dtype=np.float32)[:, None]).repeat(S
 class Story:
     """Seasons painted in one workspace, and what differs between them."""
 
-    def __init__(self, folder, *, terrain=True):
+    def __init__(self, folder, *, terrain=True, shapes=SHAPES):
         self.workspace = new_workspace(folder)
-        self.frame = reference(SHAPES, GRID)
+        self.frame = reference(shapes, GRID)
         self.batches = glacier_batches(self.frame, GRID, growth_m=200.0)
         if terrain:
             paint_terrain(self.workspace, GRID, SOUTHWARD)
@@ -90,6 +92,8 @@ class Story:
         change_between(self.workspace, old, new, calibration=CALIBRATION, batches=batches, **how)
         folder = self.workspace.path(f"change/{old}_{new}")
         self.summary = json.loads((folder / "summary.json").read_text())
+        found = pd.read_csv(folder / "events.csv")
+        self.events = dict(zip(found["event"], found["evidence"], strict=True))
         self.bands = pd.read_csv(folder / "elevation.csv")
         return pd.read_parquet(folder / "glaciers.parquet").set_index("glacier_id")
 
@@ -203,6 +207,90 @@ def test_a_missing_part_is_named(story):
         change_between(
             story.workspace, "2016", "2024", calibration=CALIBRATION, batches=["nowhere"]
         )
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+def test_a_glacier_cut_in_two_halves_has_split_and_one_that_lost_a_limb_has_not(story):
+    story.season("2016", ice=FULL)
+    story.season("2024", ice=FULL & ~mask((110, 40, 10, 40)), day=SUMMER_2024)
+    assert story.change().loc["tongue", "event"] == "split"
+    assert story.events["split"] == "1 piece before, 2 now, the largest with 53 % of the ice"
+    story.season("2025", ice=FULL & ~mask((180, 40, 2, 40)), day=SUMMER_2024)
+    assert story.change(new="2025").loc["tongue", "event"] == "tributary-detached"
+
+
+def test_glaciers_that_come_to_touch_have_merged(tmp_path):
+    story = Story(tmp_path, shapes={"A": (40, 40, 60, 60), "B": (40, 100, 60, 60)})
+    full = mask((40, 40, 60, 120))
+    story.season("2016", ice=full & ~mask((40, 100, 60, 5)))
+    story.season("2024", ice=full, day=SUMMER_2024)
+    table = story.change()
+    assert table.loc[["A", "B"], "event"].tolist() == ["merged", "merged"]
+    assert "from which it was apart" in story.events["merged"]
+
+
+def test_a_contact_that_clouds_may_have_hidden_is_no_merger(tmp_path):
+    story = Story(tmp_path, shapes={"A": (40, 40, 60, 60), "B": (40, 100, 60, 60)})
+    full = mask((40, 40, 60, 120))
+    story.season("2016", ice=full, seen=~mask((40, 100, 60, 5)))
+    story.season("2024", ice=full, day=SUMMER_2024)
+    assert story.change()["event"].tolist() == ["", ""]
+
+
+def test_a_fast_and_long_advance_may_be_a_surge(story):
+    story.season("2016", ice=FULL & ~mask((160, 40, 40, 40)))
+    story.season("2018", ice=FULL, day=SUMMER_2016 + 731)
+    story.season("2024", ice=FULL, day=SUMMER_2024)
+    story.change(new="2018")
+    assert re.fullmatch(r"the terminus advanced 40\d m in 2\.0 years", story.events["surged?"])
+    story.change()
+    assert "surged?" not in story.events
+
+
+def test_a_glacier_without_ice_has_vanished_and_is_not_under_the_minimum_too(story):
+    story.season("2016", ice=FULL)
+    story.season("2024", ice=mask(TONGUE), day=SUMMER_2024)
+    assert story.change().loc["other", "event"] == "vanished"
+    assert list(story.events) == ["vanished"]
+
+
+# --- fronts in water -----------------------------------------------------------------------------
+
+
+def lake(story):
+    """A lake before the tongue that follows its front; the reference has it end in a lake."""
+    story.frame.loc[story.frame["ref_id"] == "tongue", "term_type"] = 2
+    water = mask((200, 30, 25, 60))
+    story.season("2016", ice=FULL, water=water)
+    gone = mask((190, 40, 10, 40))
+    story.season("2024", ice=FULL & ~gone, water=water | gone, day=SUMMER_2024)
+
+
+def test_a_front_retreats_by_area_over_width(story):
+    lake(story)
+    table = story.change()
+    assert table.loc["tongue", "front_width_m"] == pytest.approx(400.0, rel=0.01)
+    assert table.loc["tongue", "front_change_m"] == pytest.approx(-100.0, rel=0.01)
+    assert table["front_change_m"].isna().tolist() == [True, False]
+    # ^ `other` ends on land
+
+
+def test_the_front_is_drawn_where_ice_meets_water(story):
+    lake(story)
+    fronts = gpd.read_file(story.workspace.path("inventory/2016/fronts.gpkg"))
+    assert fronts["ref_id"].tolist() == ["tongue"]
+    assert fronts.to_crs(GRID.proj4).length[0] == pytest.approx(400.0, rel=1e-3)
+
+
+def test_a_front_that_was_not_seen_has_no_retreat(story):
+    story.frame.loc[story.frame["ref_id"] == "tongue", "term_type"] = 1
+    water, gone = mask((200, 30, 25, 60)), mask((190, 40, 10, 40))
+    story.season("2016", ice=FULL, water=water)
+    seen = ~mask((185, 50, 20, 5))
+    story.season("2024", ice=FULL & ~gone, water=water | gone, seen=seen, day=SUMMER_2024)
+    assert np.isnan(story.differ().loc["tongue", "front_change_m"])
 
 
 # --- three dates and more ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pyproj import CRS
 
 from catalog.cube import Workspace
 from change_detection.accounts import MIN_OBSERVED
+from change_detection.events import MAP_EVENTS
 from change_detection.uncertainty import AreaCalibration
 from inventory_engine.report import atlas, chips, figures, maps, rasters, tables, words
 from inventory_engine.report.numbers import (
@@ -86,6 +87,8 @@ def build_page(workspace: Workspace, run: dict[str, Any]) -> Page:
             text=_texts(story),
             season_rows=tables.season_rows(story.seasons),
             pair_rows=tables.pair_rows(story.pairs),
+            turnover_rows=tables.turnover_rows(story.region, story.pairs),
+            meanings=MAP_EVENTS,
             glaciers=_glacier_table(story),
             events=tables.event_rows(story.region, story.pairs),
             scenes=[
@@ -270,6 +273,13 @@ def _texts(story: _Story) -> dict[str, Any]:
         "missing": list(story.region.missing),
         "debris_extent": words.plain(last.debris_km2),
     }
+    trend = (story.region.trend or {}).get("total") or {}
+    if trend.get("trend_km2_per_year") is not None:
+        texts["trend"] = words.with_sigma(
+            trend["trend_km2_per_year"], trend["trend_standard_error_km2_per_year"], sign=True
+        )
+        texts["trend_glaciers"] = trend["glaciers"]
+        texts["trend_seasons"] = len(story.seasons)
     total = story.headline
     if total is not None:
         texts |= {

@@ -17,6 +17,7 @@ from catalog.cube import Workspace
 from catalog.errors import StoreError
 from catalog.grid import RegionGrid
 from change_detection.change import CHANGE_SCHEMA
+from change_detection.series import SERIES
 from change_detection.uncertainty import AreaCalibration
 
 __all__ = ["Pair", "RegionData", "Season", "joined", "read_region"]
@@ -66,7 +67,10 @@ _SUMMARY_KEYS = [
     "rate_percent_sigma",
     "area_debris_from_km2",
     "area_debris_to_km2",
+    *("area_gained_km2", "area_lost_km2", "area_to_water_km2"),
+    *("area_to_debris_km2", "area_to_clean_km2"),
 ]
+_EVENT_COLUMNS = ("glacier_id", "event", "evidence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ class Pair:
     glaciers: pd.DataFrame
     """One row a glacier, sorted by ``glacier_id``."""
     summary: dict[str, Any]
+    events: pd.DataFrame
+    """All events with their evidence, in the order of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,8 @@ class RegionData:
     """Glacier id -> name, where the reference inventory has one."""
     missing: tuple[str, ...]
     """Seasons and pairs that were asked for but whose tables do not exist."""
+    trend: dict[str, Any] | None
+    """Summary of the lines through three seasons or more, see ``change_detection.series``."""
     calibration: AreaCalibration | None
     """Factors the change tables were made with; None where they name none."""
 
@@ -148,11 +156,26 @@ def read_region(workspace: Workspace, run: dict[str, Any]) -> RegionData:
     missing = [f"season {label}" for label in labels if label not in made]
     missing += [f"change from {a} to {b}" for a, b in asked if (a, b) not in read]
     return RegionData(
-        grid, seasons, pairs, _names(seasons), tuple(missing), _calibration(pairs, run)
+        grid,
+        seasons,
+        pairs,
+        _names(seasons),
+        tuple(missing),
+        _trend(workspace, labels),
+        _calibration(pairs, run),
     )
 
 
 _KIND = "report-input"
+
+
+def _trend(workspace: Workspace, labels: list[str]) -> dict[str, Any] | None:
+    """The trend of these seasons; None where there is none, or one of other seasons."""
+    data = workspace.get(f"{SERIES}/summary.json")
+    if data is None:
+        return None
+    found: dict[str, Any] = json.loads(data)
+    return found if sorted(found["seasons"]) == sorted(labels) else None
 
 
 def _accounts_name(label: str) -> str:
@@ -198,9 +221,13 @@ def _read_pair(workspace: Workspace, start: str, end: str) -> Pair:
     _require(workspace, f"{folder}/summary.json", summary, _SUMMARY_KEYS)
     for key in _SUMMARY_KEYS:
         summary[key] = float("nan") if summary[key] is None else float(summary[key])
-    return Pair(
-        start, end, glaciers.sort_values("glacier_id", kind="stable", ignore_index=True), summary
-    )
+    try:
+        events = pd.read_csv(io.BytesIO(_bytes(workspace, f"{folder}/events.csv")), dtype=str)
+    except ValueError as error:
+        raise _unreadable(workspace, f"{folder}/events.csv", error) from error
+    _require(workspace, f"{folder}/events.csv", events.columns, _EVENT_COLUMNS)
+    ordered = glaciers.sort_values("glacier_id", kind="stable", ignore_index=True)
+    return Pair(start, end, ordered, summary, events)
 
 
 def _outlines(workspace: Workspace, name: str, grid: RegionGrid) -> gpd.GeoDataFrame:

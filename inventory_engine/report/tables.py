@@ -27,6 +27,7 @@ __all__ = [
     "scene_rows",
     "season_rows",
     "set_aside_rows",
+    "turnover_rows",
 ]
 
 TABLE_ROWS = 1000
@@ -71,6 +72,7 @@ def _change_row(row: dict[Any, Any], names: dict[str, str], *, comparable: bool)
             _area(row["area_to_km2"], row["area_to_sigma_km2"]),
             _change(change, sigma, show=show),
             _change(rate, rate_sigma, show=show, digits=2),
+            _moved(row["terminus_change_m"], show=show),
             (_debris(row), _key(row["area_debris_to_km2"])),
             _number(row["zmed_m"], 0),
         ],
@@ -97,6 +99,7 @@ def inventory_rows(season: Season, names: dict[str, str]) -> list[dict[str, Any]
                     _number(row["area_km2"]),
                     ("–", ""),
                     ("–", ""),
+                    ("–", ""),
                     _number(row["area_debris_km2"]),
                     _number(row["zmed_m"], 0),
                 ],
@@ -111,17 +114,15 @@ def event_rows(
     """Glaciers to which something happened that a rate does not tell."""
     rows = []
     for pair, total in zip(region.pairs, totals, strict=True):
-        events = pair.glaciers["event"].map(joined)
-        loud = pair.glaciers[events != ""]
-        for row in loud.to_dict("records"):
+        for row in pair.events.to_dict("records"):
             identity = str(row["glacier_id"])
             rows.append(
                 {
                     "pair": f"{pair.start} to {pair.end}",
                     "id": identity,
                     "name": region.names.get(identity, ""),
-                    "event": joined(row["event"]),
-                    "areas": f"{plain(row['area_from_km2'], 3)} to {plain(row['area_to_km2'], 3)}",
+                    "event": str(row["event"]),
+                    "evidence": str(row["evidence"]),
                     "note": "" if total.comparable else "seasons not comparable",
                 }
             )
@@ -184,6 +185,21 @@ def pair_rows(totals: list[PairTotals]) -> list[dict[str, Any]]:
                 "debris": signed(total.debris_to_km2 - total.debris_from_km2),
             }
         )
+    return rows
+
+
+def turnover_rows(region: RegionData, totals: list[PairTotals]) -> list[dict[str, str]]:
+    """What became of the ground that was seen at both dates, for the pairs that are comparable."""
+    rows = []
+    for pair, total in zip(region.pairs, totals, strict=True):
+        if total.comparable and math.isfinite(pair.summary["area_lost_km2"]):
+            rows.append(
+                {"pair": f"{pair.start} to {pair.end}"}
+                | {
+                    name: plain(pair.summary[f"area_{name}_km2"], 3)
+                    for name in ("lost", "gained", "to_water", "to_debris", "to_clean")
+                }
+            )
     return rows
 
 
@@ -265,6 +281,12 @@ def _change(value: float, sigma: float, *, show: bool, digits: int | None = None
         return "–", ""
     text = with_sigma(value, sigma, sign=True, digits=digits, missing="no interval")
     return text.replace(" (", "\n("), _key(value)
+
+
+def _moved(value: float, *, show: bool) -> Cell:
+    if not show or not math.isfinite(value):
+        return "–", ""
+    return signed(value, 0), value
 
 
 def _area(value: float, sigma: float) -> Cell:
