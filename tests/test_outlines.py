@@ -550,7 +550,8 @@ def test_the_inventory_does_not_depend_on_the_cut_into_shards(tmp_path):
         world.paint(**random_season(5))
         world.trace()
         found.append(checksums(world.workspace, "inventory"))
-    assert len(found[0]) == 7
+    assert "inventory/2016/outlines.gpkg" in found[0] and len(found[0]) > 9
+    # ^ three files a batch, three of the season, and the package
     assert found[0] == found[1] == found[2]
 
 
