@@ -21,12 +21,20 @@ from catalog.errors import UsageError
 from catalog.grid import RegionGrid
 from change_detection import zonal
 from change_detection.attributes import iso_day, topography
-from change_detection.divides import GlacierBatch
+from change_detection.divides import GlacierBatch, extend_owners, reference_owners
 from change_detection.misregistration import divide_vectors, shift_sigma_km2
 from change_detection.scene import Scene
 from change_detection.uncertainty import boundary_sigma_km2, ensemble_sd
 
-__all__ = ["ACCOUNT_SCHEMA", "MIN_AREA_KM2", "MIN_OBSERVED", "Territory", "account_rows", "own_ice"]
+__all__ = [
+    "ACCOUNT_SCHEMA",
+    "MIN_AREA_KM2",
+    "MIN_OBSERVED",
+    "Territory",
+    "account_rows",
+    "own_ice",
+    "territory_of",
+]
 
 MIN_OBSERVED = 0.8
 # ^ below this observed fraction of the reference outline no change is reported
@@ -81,6 +89,28 @@ class Territory:
     """``(y, x)`` owner inside and around the outlines, 0 none."""
     count: int
     """Number of glaciers; owners are 1 to ``count``."""
+
+
+def territory_of(
+    batch: GlacierBatch,
+    frame: gpd.GeoDataFrame,
+    grid: RegionGrid,
+    *,
+    growth_m: float,
+    elevation: npt.NDArray[np.float32] | None,
+) -> Territory:
+    """Owners of a batch's pixels, see :func:`change_detection.divides.extend_owners`.
+
+    Raises
+    ------
+    DataError
+        Where a glacier of the batch is not in ``frame``.
+    """
+    inside = reference_owners(batch, frame, grid)
+    owners = extend_owners(
+        inside, resolution_m=grid.resolution_m, growth_m=growth_m, elevation=elevation
+    )
+    return Territory(inside, owners, len(batch.ref_ids))
 
 
 def own_ice(ice: Mask, territory: Territory) -> tuple[Labels, npt.NDArray[np.int64]]:

@@ -18,8 +18,8 @@ from skimage.measure import label
 from catalog.cube import Outcome, Workspace
 from catalog.grid import RegionGrid
 from change_detection import zonal
-from change_detection.accounts import Territory, own_ice
-from change_detection.divides import GlacierBatch, extend_owners, reference_owners
+from change_detection.accounts import Territory, own_ice, territory_of
+from change_detection.divides import GlacierBatch
 from change_detection.files import parquet_bytes, put_files
 from change_detection.flowlines import main_centreline
 from change_detection.fronts import WATER_TERMINATING, front_change_m
@@ -102,10 +102,6 @@ def trace_differences(
         Where a glacier of the batch is not in ``frame``.
     """
     elevation, _ = read_elevation(workspace, batch, grid)
-    inside = reference_owners(batch, frame, grid)
-    owners = extend_owners(
-        inside, resolution_m=grid.resolution_m, growth_m=growth_m, elevation=elevation
-    )
     old, new = (
         _coarsened(read_scene(workspace, season, _finer(batch, multiple)), multiple)
         for season, multiple in zip(seasons, multiples, strict=True)
@@ -116,7 +112,7 @@ def trace_differences(
         old,
         new,
         wet_ends=kinds.isin(WATER_TERMINATING).to_numpy(),
-        territory=Territory(inside, owners, len(batch.ref_ids)),
+        territory=territory_of(batch, frame, grid, growth_m=growth_m, elevation=elevation),
         elevation=elevation,
         grid=grid,
     )

@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from catalog.errors import DataError
 from catalog.grid import RegionGrid
 
-__all__ = ["GlacierBatch", "assign_owners", "extend_owners", "glacier_batches", "reference_owners"]
+__all__ = ["GlacierBatch", "extend_owners", "glacier_batches", "reference_owners"]
 
 _PAD_PX = 2
 # ^ around the growth margin, so that no owned pixel lies on the edge of a window
@@ -233,33 +233,3 @@ def _neighbours(
     here = values[: height - down, left : width - max(0, right)]
     there = values[down:, left + right : width - max(0, right) + right]
     return here, there
-
-
-def assign_owners(
-    batch: GlacierBatch,
-    frame: gpd.GeoDataFrame,
-    grid: RegionGrid,
-    *,
-    growth_m: float,
-    elevation: npt.NDArray[np.float32] | None,
-) -> npt.NDArray[np.int32]:
-    """Owner of every pixel of a batch's window.
-
-    Parameters
-    ----------
-    batch, frame, grid
-        The window, the reference inventory and the region's grid.
-    growth_m
-        How far beyond the outlines pixels get an owner, metres.
-    elevation : ``(y, x)`` float or None
-        Elevation of the window in metres, see :func:`extend_owners`.
-
-    Returns
-    -------
-    ``(y, x)`` int32
-        0 none, i + 1 = glacier ``batch.ref_ids[i]``.
-    """
-    inside = reference_owners(batch, frame, grid)
-    return extend_owners(
-        inside, resolution_m=grid.resolution_m, growth_m=growth_m, elevation=elevation
-    )

@@ -26,6 +26,7 @@ from change_detection.accounts import (
     Territory,
     account_rows,
     own_ice,
+    territory_of,
 )
 from change_detection.attributes import (
     RGI_ATTRIBUTES,
@@ -36,7 +37,7 @@ from change_detection.attributes import (
     true_north_deg,
     utm_zone,
 )
-from change_detection.divides import GlacierBatch, extend_owners, reference_owners
+from change_detection.divides import GlacierBatch
 from change_detection.files import geoparquet_bytes, parquet_bytes, put_files
 from change_detection.flowlines import longest_centrelines
 from change_detection.fronts import WATER_TERMINATING, front_line
@@ -141,7 +142,7 @@ def trace_batch(
     """
     elevation, dem_source = read_elevation(workspace, batch, grid)
     scene = read_scene(workspace, season, batch)
-    territory = _territory(batch, frame, grid, growth_m=growth_m, elevation=elevation)
+    territory = territory_of(batch, frame, grid, growth_m=growth_m, elevation=elevation)
     accounts = account_rows(
         batch,
         scene,
@@ -179,21 +180,6 @@ def trace_batch(
     reason = "the reference outline holds no pixel centre of the grid"
     notes = [SetAside(batch.ref_ids[i], "too-small", reason) for i in np.flatnonzero(tiny)]
     return Outcome(put_files(workspace, files), tuple(sorted(notes)), facts)
-
-
-def _territory(
-    batch: GlacierBatch,
-    frame: gpd.GeoDataFrame,
-    grid: RegionGrid,
-    *,
-    growth_m: float,
-    elevation: npt.NDArray[np.float32] | None,
-) -> Territory:
-    inside = reference_owners(batch, frame, grid)
-    owners = extend_owners(
-        inside, resolution_m=grid.resolution_m, growth_m=growth_m, elevation=elevation
-    )
-    return Territory(inside, owners, len(batch.ref_ids))
 
 
 def _front_rows(

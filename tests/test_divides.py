@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from painted_world import RESOLUTION, SIZE, cone, mask, reference, reference_of, world_grid
 
 from catalog.errors import DataError
+from change_detection.accounts import territory_of
 from change_detection.divides import (
     GlacierBatch,
-    assign_owners,
     extend_owners,
     glacier_batches,
     reference_owners,
@@ -42,7 +42,7 @@ def test_batches_do_not_depend_on_the_order_of_the_reference():
 def test_a_window_holds_every_pixel_that_can_get_an_owner():
     frame = reference({"A": (0, 0, 30, 30)}, GRID)
     (batch,) = glacier_batches(frame, GRID, growth_m=200.0)
-    owners = assign_owners(batch, frame, GRID, growth_m=200.0, elevation=None)
+    owners = territory_of(batch, frame, GRID, growth_m=200.0, elevation=None).owners
     assert batch.row0 < 0 and batch.col0 < 0
     edge = np.concatenate([owners[0], owners[-1], owners[:, 0], owners[:, -1]])
     assert not edge.any()
@@ -109,7 +109,7 @@ def test_a_higher_glacier_keeps_the_valley_it_ends_in_down_to_a_tributary():
 
 def test_without_terrain_the_nearest_outline_decides():
     frame = reference({"A": (80, 40, 60, 60), "B": (80, 120, 60, 60)}, GRID)
-    owners = assign_owners(WHOLE, frame, GRID, growth_m=500.0, elevation=None)
+    owners = territory_of(WHOLE, frame, GRID, growth_m=500.0, elevation=None).owners
     assert (owners[100, 100:110] == 1).all() and (owners[100, 110:120] == 2).all()
 
 
@@ -125,8 +125,8 @@ def test_without_terrain_the_nearest_outline_decides():
 )
 def test_a_strange_terrain_leaves_no_pixel_without_an_owner(elevation):
     frame = reference(PAIR, GRID)
-    owners = assign_owners(WHOLE, frame, GRID, growth_m=100.0, elevation=elevation)
-    nearest = assign_owners(WHOLE, frame, GRID, growth_m=100.0, elevation=None)
+    owners = territory_of(WHOLE, frame, GRID, growth_m=100.0, elevation=elevation).owners
+    nearest = territory_of(WHOLE, frame, GRID, growth_m=100.0, elevation=None).owners
     assert ((owners > 0) == (nearest > 0)).all()
     assert (owners[80:140, 60:120] == 1).all() and (owners[80:140, 120:180] == 2).all()
 
@@ -137,7 +137,7 @@ def test_owners_do_not_depend_on_the_cut_into_shards():
     for shard_px in (64, 128, 256):
         grid = world_grid(shard_px)
         (batch,) = glacier_batches(frame, grid, growth_m=150.0)
-        found.append(assign_owners(batch, frame, grid, growth_m=150.0, elevation=None))
+        found.append(territory_of(batch, frame, grid, growth_m=150.0, elevation=None).owners)
     assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
 
 
@@ -169,5 +169,5 @@ def test_the_reference_may_be_empty_of_pixels():
     tiny = gpd.GeoSeries([shapely.box(-20399, 9001, -20398, 9002)], crs=GRID.proj4)
     frame = reference_of({"A": tiny.iloc[0]}, GRID)
     (batch,) = glacier_batches(frame, GRID, growth_m=50.0)
-    owners = assign_owners(batch, frame, GRID, growth_m=50.0, elevation=None)
+    owners = territory_of(batch, frame, GRID, growth_m=50.0, elevation=None).owners
     assert not owners.any()

@@ -19,7 +19,8 @@ from catalog.errors import UsageError
 from catalog.glaciers import read_reference
 from catalog.grid import region_grid
 from catalog.vectors import read_vectors
-from change_detection.divides import assign_owners, extend_owners, glacier_batches
+from change_detection.accounts import territory_of
+from change_detection.divides import extend_owners, glacier_batches
 from change_detection.polygons import trace_polygons
 from change_detection.topology import (
     areas_km2,
@@ -92,7 +93,7 @@ def test_v2_area_does_not_depend_on_the_tiling(count: int):
             grid = world_grid(shard_px)
             total = 0.0
             for batch in glacier_batches(frame, grid, growth_m=50.0):
-                owners = assign_owners(batch, frame, grid, growth_m=50.0, elevation=None)
+                owners = territory_of(batch, frame, grid, growth_m=50.0, elevation=None).owners
                 traced = trace_polygons(owners, row0=batch.row0, col0=batch.col0, grid=grid)
                 total += areas_km2(np.array([p for _, p in traced], dtype=object)).sum()
             areas.append(total)
@@ -351,8 +352,8 @@ def test_v6_every_pixel_of_a_complex_has_one_glacier_on_any_terrain_and_tiling(c
                 r, c = max(batch.row0, 0), max(batch.col0, 0)
                 part = terrain[r : batch.row0 + batch.height, c : batch.col0 + batch.width]
                 window[r - batch.row0 :, c - batch.col0 :][: part.shape[0], : part.shape[1]] = part
-                owners = assign_owners(batch, frame, grid, growth_m=80.0, elevation=window)
-                nearest = assign_owners(batch, frame, grid, growth_m=80.0, elevation=None)
+                owners = territory_of(batch, frame, grid, growth_m=80.0, elevation=window).owners
+                nearest = territory_of(batch, frame, grid, growth_m=80.0, elevation=None).owners
                 assert ((owners > 0) == (nearest > 0)).all()
                 traced = trace_polygons(owners, row0=batch.row0, col0=batch.col0, grid=grid)
                 assert geometry_findings([polygon for _, polygon in traced]) == []
