@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -13,11 +14,12 @@ import pandas as pd
 import rasterio
 import shapely
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 
+from catalog.assets import OpenAssets, public_href
 from catalog.cube import Workspace
-from catalog.errors import DataError, SetAside, UsageError
+from catalog.errors import DataError, SetAside, SourceError, UsageError
+from catalog.extra_layers import layer_policy, layer_source
 from catalog.glaciers import read_outlines, read_reference
 from change_detection.cutting import Frame, ReadElevation, cut_by_reference, cut_by_terrain
 from change_detection.files import csv_bytes, geopackage_bytes, geoparquet_bytes
@@ -33,7 +35,7 @@ def divide_files(
     out: Path,
     *,
     reference: Path | None = None,
-    dem: Sequence[Path] = (),
+    dem: Sequence[str] = (),
     id_field: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[gpd.GeoDataFrame, tuple[SetAside, ...]]:
@@ -48,7 +50,7 @@ def divide_files(
     reference
         Inventory whose divides are copied; without one the terrain decides.
     dem
-        Elevation models (GeoTIFF) that together cover the ice; the first one that knows a place
+        Elevation models (GeoTIFF, paths or URLs) that together cover the ice; the first one that knows a place
         counts.
     id_field
         Column of ids of the reference, where it has none of the usual names.
@@ -137,54 +139,59 @@ def link_files(new: Path, old: Path, out: Path, *, id_field: str, names: str) ->
     return table
 
 
-def elevation_from(files: Sequence[Path]) -> ReadElevation:
+def elevation_from(files: Sequence[str]) -> ReadElevation:
     """Read elevation from GeoTIFFs: means where their cells are finer, else between their cells.
+
+    Parameters
+    ----------
+    files
+        Paths or URLs.
 
     Raises
     ------
     UsageError
         Where one cannot be read (when it is made), or does not say its coordinate reference system.
     """
-    for path in files:
-        try:
-            with rasterio.open(path, driver="GTiff") as src:
-                referenced = src.crs is not None
-        except RasterioError as error:
-            raise UsageError(
-                f"cannot read the elevation model {path}: {error}", kind="dem-unreadable"
-            ) from error
-        if not referenced:
-            raise UsageError(
-                f"{path} does not say its coordinate reference system", kind="dem-unreadable"
-            )
+    policy = layer_policy(files)
+    bands = [layer_source(file) for file in files]
+    with OpenAssets(policy) as assets:
+        for band in bands:
+            try:
+                referenced = assets.dataset(band).crs is not None
+            except (DataError, SourceError) as error:
+                raise UsageError(f"the elevation model cannot be read: {error}") from error
+            if not referenced:
+                raise UsageError(
+                    f"{public_href(band.href)} does not say its coordinate reference system"
+                )
 
     def read(frame: Frame) -> npt.NDArray[np.float32]:
         heights = np.full(frame.shape, np.nan, dtype=np.float32)
-        for path in files:
-            lacking = np.isnan(heights)
-            if not lacking.any():
-                break
-            heights = np.where(lacking, _warped(path, frame), heights)
+        with OpenAssets(policy) as assets:
+            for band in bands:
+                lacking = np.isnan(heights)
+                if not lacking.any():
+                    break
+                heights = np.where(lacking, _warped(assets.dataset(band), frame), heights)
         return heights
 
     return read
 
 
-def _warped(path: Path, frame: Frame) -> npt.NDArray[np.float32]:
+def _warped(src: Any, frame: Frame) -> npt.NDArray[np.float32]:
     heights = np.full(frame.shape, np.nan, dtype=np.float32)
-    with rasterio.open(path, driver="GTiff") as src:
-        corners = shapely.box(*src.bounds)
-        cell = gpd.GeoSeries([corners], crs=src.crs).to_crs(frame.proj4).area.iloc[0]
-        finer = cell / (src.width * src.height) < frame.resolution_m**2 / 2
-        reproject(
-            rasterio.band(src, 1),
-            heights,
-            src_nodata=src.nodata,
-            dst_transform=frame.transform,
-            dst_crs=frame.proj4,
-            dst_nodata=np.nan,
-            resampling=Resampling.average if finer else Resampling.bilinear,
-        )
+    corners = gpd.GeoSeries([shapely.box(*src.bounds)], crs=src.crs)
+    cell_m2 = corners.to_crs(frame.proj4).area.iloc[0] / (src.width * src.height)
+    finer = cell_m2 < frame.resolution_m**2 / 2
+    reproject(
+        rasterio.band(src, 1),
+        heights,
+        src_nodata=src.nodata,
+        dst_transform=frame.transform,
+        dst_crs=frame.proj4,
+        dst_nodata=np.nan,
+        resampling=Resampling.average if finer else Resampling.bilinear,
+    )
     return heights
 
 

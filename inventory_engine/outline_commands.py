@@ -111,7 +111,7 @@ def divides(
         Path | None, typer.Option(help="Inventory whose divides are copied.")
     ] = None,
     dem: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="Elevation, GeoTIFF: divides new ice; without a reference, all of it."),
     ] = None,
     id_field: Annotated[
