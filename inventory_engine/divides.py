@@ -50,8 +50,8 @@ def divide_files(
     reference
         Inventory whose divides are copied; without one the terrain decides.
     dem
-        Elevation models (GeoTIFF, paths or URLs) that together cover the ice; the first one that knows a place
-        counts.
+        Elevation models (GeoTIFF, paths or URLs) that together cover the ice; the first one that
+        knows a place counts.
     id_field
         Column of ids of the reference, where it has none of the usual names.
     progress
@@ -152,6 +152,7 @@ def elevation_from(files: Sequence[str]) -> ReadElevation:
     UsageError
         Where one cannot be read (when it is made), or does not say its coordinate reference system.
     """
+    files = [file if "://" in file else str(Path(file).resolve()) for file in files]
     policy = layer_policy(files)
     bands = [layer_source(file) for file in files]
     with OpenAssets(policy) as assets:
