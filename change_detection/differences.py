@@ -167,6 +167,7 @@ def difference_rows(
     bands = [
         band_counts(np.where(both, zone, 0), count, elevation=elevation) for zone in (before, after)
     ]
+    windows = _windows((before, after), count)
     rows = []
     for i, ref_id in enumerate(batch.ref_ids):
         row: dict[str, Any] = {"ref_id": ref_id}
@@ -174,6 +175,7 @@ def difference_rows(
         row |= _terminus(
             (before, after),
             i + 1,
+            window=windows[i],
             water=(old.water, new.water) if wet_ends[i] else None,
             elevation=elevation,
             both=both,
@@ -223,10 +225,28 @@ def _bands_of(pair: list[tuple[np.int64, npt.NDArray[Any]]]) -> dict[str, Any]:
     return {"band_first": low, "band_from_km2": spread[0], "band_to_km2": spread[1]}
 
 
+def _windows(zones: tuple[Labels, Labels], count: int) -> list[tuple[slice, slice] | None]:
+    """Window around each glacier's ice of both dates and a pixel more; None where there is none."""
+    pairs = zip(*(ndimage.find_objects(zone, max_label=count) for zone in zones), strict=True)
+    found: list[tuple[slice, slice] | None] = []
+    for pair in pairs:
+        known = [window for window in pair if window is not None]
+        if not known:
+            found.append(None)
+            continue
+        rows, cols = (
+            slice(max(0, min(w[k].start for w in known) - 1), max(w[k].stop for w in known) + 1)
+            for k in (0, 1)
+        )
+        found.append((rows, cols))
+    return found
+
+
 def _terminus(
     zones: tuple[Labels, Labels],
     number: int,
     *,
+    window: tuple[slice, slice] | None,
     water: tuple[Mask, Mask] | None,
     elevation: npt.NDArray[np.float32] | None,
     both: Mask,
@@ -234,15 +254,10 @@ def _terminus(
 ) -> dict[str, float | None]:
     """Lowest ice and advance of a glacier's largest piece; nothing where its end was not seen."""
     found: dict[str, float | None] = dict.fromkeys((*_TERMINUS, *_FRONT))
-    if elevation is None:
+    if elevation is None or window is None:
         return found
-    mine = tuple(zone == number for zone in zones)
-    windows = ndimage.find_objects((mine[0] | mine[1]).astype(np.int8))
-    if not windows:
-        return found
-    window = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in windows[0])
     height, seen = elevation[window], both[window]
-    ice = tuple(zone[window] for zone in mine)
+    ice = tuple(zone[window] == number for zone in zones)
     pieces = [_largest(zone) for zone in ice]
     old, new = (
         main_centreline(piece, height, resolution_m=resolution_m) if piece.any() else None

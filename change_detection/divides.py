@@ -27,6 +27,7 @@ __all__ = ["GlacierBatch", "extend_owners", "glacier_batches", "reference_owners
 
 _PAD_PX = 2
 # ^ around the growth margin, so that no owned pixel lies on the edge of a window
+_BLOCK_PX = 512
 _CLIMB = 5.0
 # ^ metres on the level that one metre up or down counts for: a slope of 11 degrees doubles the way
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
@@ -56,9 +57,12 @@ class GlacierBatch:
 
 
 def glacier_batches(
-    frame: gpd.GeoDataFrame, grid: RegionGrid, *, growth_m: float
+    frame: gpd.GeoDataFrame, grid: RegionGrid, *, growth_m: float, block_px: int = _BLOCK_PX
 ) -> list[GlacierBatch]:
-    """Group the glaciers that could meet, and cut a window for each group.
+    """Group the glaciers that could meet, and small groups nearby, and cut a window for each.
+
+    What is made of a glacier does not depend on which others are in its batch, as long as all that
+    it could meet are: batches of one small glacier each would cost more to open than to fill.
 
     Parameters
     ----------
@@ -68,6 +72,9 @@ def glacier_batches(
         The region's grid.
     growth_m
         How far beyond its outline a glacier may have advanced, metres.
+    block_px
+        Groups that fit into a square of so many pixels of the region's finest grid are one batch
+        with those whose middle lies in the same such square; 0: none are.
 
     Returns
     -------
@@ -81,12 +88,35 @@ def glacier_batches(
     links = coo_array((np.ones(near.shape[1], bool), tuple(near)), shape=(len(frame),) * 2)
     count, component = connected_components(links, directed=False)
     bounds = shapely.bounds(outlines)
+    block_m = block_px * grid.resolution_m / grid.multiple
+    component = _with_neighbours(component, bounds, count=count, grid=grid, block_m=block_m)
     ids = frame["ref_id"].to_numpy()
     batches = []
-    for number in range(count):
+    for number in np.unique(component):
         members = np.flatnonzero(component == number)
         batches.append(_batch(tuple(ids[members]), bounds[members], grid=grid, growth_m=growth_m))
     return sorted(batches, key=lambda b: b.ref_ids)
+
+
+def _with_neighbours(
+    component: npt.NDArray[np.int32],
+    bounds: npt.NDArray[np.float64],
+    *,
+    count: int,
+    grid: RegionGrid,
+    block_m: float,
+) -> npt.NDArray[np.int64]:
+    """Number of each glacier's batch: that of its group, or of the block its small group is in."""
+    if block_m <= 0 or not count:
+        return component.astype(np.int64)
+    low, high = np.full((count, 2), np.inf), np.full((count, 2), -np.inf)
+    np.minimum.at(low, component, bounds[:, :2])
+    np.maximum.at(high, component, bounds[:, 2:])
+    small = (high - low <= block_m).all(axis=1)
+    block = np.floor(((low + high) / 2 - [grid.left, grid.top]) / block_m).astype(np.int64)
+    _, place = np.unique(block, axis=0, return_inverse=True)
+    number = np.where(small, count + place.ravel(), np.arange(count))
+    return np.asarray(number[component], dtype=np.int64)
 
 
 def _batch(

@@ -24,8 +24,8 @@ PAIR = {"A": (80, 60, 60, 60), "B": (80, 120, 60, 60)}
 
 def test_glaciers_whose_widened_outlines_touch_share_a_batch():
     frame = reference({"A": (10, 10, 20, 20), "B": (10, 60, 20, 20), "C": (150, 10, 20, 20)}, GRID)
-    apart = glacier_batches(frame, GRID, growth_m=140.0)
-    together = glacier_batches(frame, GRID, growth_m=160.0)
+    apart = glacier_batches(frame, GRID, growth_m=140.0, block_px=0)
+    together = glacier_batches(frame, GRID, growth_m=160.0, block_px=0)
     # A and B are 300 m apart
     assert [b.ref_ids for b in apart] == [("A",), ("B",), ("C",)]
     assert [b.ref_ids for b in together] == [("A", "B"), ("C",)]

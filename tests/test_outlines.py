@@ -51,11 +51,11 @@ PIXEL = 1e-4
 class World:
     """A workspace with painted seasons, and what the stage makes of them."""
 
-    def __init__(self, folder, *, grid=None, frame=None):
+    def __init__(self, folder, *, grid=None, frame=None, block_px=0):
         self.grid = world_grid() if grid is None else grid
         self.workspace = new_workspace(folder)
         self.frame = reference(RECTANGLES, self.grid) if frame is None else frame
-        self.batches = glacier_batches(self.frame, self.grid, growth_m=GROWTH)
+        self.batches = glacier_batches(self.frame, self.grid, growth_m=GROWTH, block_px=block_px)
 
     def paint(self, season="2016", **layers):
         paint_season(self.workspace, self.grid, season, **layers)
@@ -552,6 +552,19 @@ def test_the_inventory_does_not_depend_on_the_cut_into_shards(tmp_path):
         found.append(checksums(world.workspace, "inventory"))
     assert "inventory/2016/outlines.gpkg" in found[0] and len(found[0]) > 9
     # ^ three files a batch, three of the season, and the package
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_inventory_does_not_depend_on_which_glaciers_share_a_batch(tmp_path):
+    found = []
+    for block_px in (0, 64, 512):
+        world = World(tmp_path / str(block_px), block_px=block_px)
+        paint_terrain(world.workspace, world.grid, cone())
+        world.paint(**random_season(5))
+        world.trace()
+        sums = checksums(world.workspace, "inventory")
+        found.append({n: c for n, c in sums.items() if n.count("/") == 2 or "/package/" in n})
+    assert len(found[0]) > 10
     assert found[0] == found[1] == found[2]
 
 
