@@ -21,7 +21,6 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import shapely
-from pyproj import Transformer
 from rasterio.features import rasterize
 from scipy import ndimage
 
@@ -29,7 +28,7 @@ from catalog.assets import AssetPolicy, OpenAssets
 from catalog.cube import Outcome, Workspace
 from catalog.displacement import WindowShift, measure_shift
 from catalog.errors import DataError, SetAside, UsageError
-from catalog.grid import LonLatBox, RegionGrid
+from catalog.grid import LonLatBox, RegionGrid, lonlat_from
 from catalog.scenes import Scene, boxes_meet, lon_spans
 from catalog.stacks import Tile, given, pixel_metres, read_bands, read_usable
 
@@ -473,7 +472,7 @@ def _seen_by_both(
     cells: npt.NDArray[np.int64], scene: Scene, reference: Scene, lattice: RegionGrid
 ) -> _Mask:
     edge = _WINDOW_PX * lattice.resolution_m
-    to_lonlat = Transformer.from_crs(lattice.proj4, 4326, always_xy=True)
+    to_lonlat = lonlat_from(lattice.proj4)
     lon, lat = to_lonlat.transform((cells[:, 1] + 0.5) * edge, -(cells[:, 0] + 0.5) * edge)
     seen = np.ones(len(cells), bool)
     for box in (scene.bbox, reference.bbox):

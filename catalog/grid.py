@@ -28,6 +28,8 @@ __all__ = [
     "Shard",
     "convergence",
     "lonlat_boxes",
+    "lonlat_from",
+    "lonlat_into",
     "region_grid",
     "split_box",
 ]
@@ -150,7 +152,7 @@ class RegionGrid:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Longitude and latitude of pixel centres, degrees; rows and columns may be any numbers."""
         rows, cols = np.broadcast_arrays(rows, cols)
-        lon, lat = _to_lonlat(self.proj4).transform(*(self.transform @ (cols + 0.5, rows + 0.5)))
+        lon, lat = lonlat_from(self.proj4).transform(*(self.transform @ (cols + 0.5, rows + 0.5)))
         return lon, lat
 
     def shard(self, row: int, col: int) -> Shard:
@@ -234,13 +236,15 @@ class Shard:
 
 
 @lru_cache(maxsize=64)
-def _to_lonlat(proj4: str) -> Transformer:
-    return Transformer.from_crs(proj4, 4326, always_xy=True)
+def lonlat_from(crs: str) -> Transformer:
+    """Way from (x, y) of a projection to degrees east and north; made once, which takes 10 ms."""
+    return Transformer.from_crs(crs, 4326, always_xy=True)
 
 
 @lru_cache(maxsize=64)
-def _from_lonlat(proj4: str) -> Transformer:
-    return Transformer.from_crs(4326, proj4, always_xy=True)
+def lonlat_into(crs: str) -> Transformer:
+    """Way from degrees east and north to (x, y) of a projection, see :func:`lonlat_from`."""
+    return Transformer.from_crs(4326, crs, always_xy=True)
 
 
 def convergence(grid: RegionGrid, rows: slice, cols: slice) -> npt.NDArray[np.float64]:
@@ -289,7 +293,7 @@ def _true_north(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Unit vector (x, y) of true north in grid coordinates at pixel centres."""
     lon, lat = grid.lonlat(rows, cols)
-    to_grid = _from_lonlat(grid.proj4)
+    to_grid = lonlat_into(grid.proj4)
     x0, y0 = to_grid.transform(lon, np.maximum(lat - _NORTHWARD_DEG, -90.0))
     x1, y1 = to_grid.transform(lon, np.minimum(lat + _NORTHWARD_DEG, 90.0))
     length = np.hypot(x1 - x0, y1 - y0)
@@ -303,7 +307,7 @@ def _near_a_pole(
     step = _CONVERGENCE_STEP_PX
     near = np.zeros(np.broadcast_shapes(rows.shape, cols.shape), bool)
     for pole in (90.0, -90.0):
-        x, y = _from_lonlat(grid.proj4).transform(0.0, pole)
+        x, y = lonlat_into(grid.proj4).transform(0.0, pole)
         if math.isfinite(x) and math.isfinite(y):  # else opposite the centre
             col, row = ~grid.transform @ (x, y)
             away = np.hypot(rows + 0.5 - row / step, cols + 0.5 - col / step)
@@ -335,10 +339,10 @@ def lonlat_boxes(
     xs, ys = np.linspace(left, right, points), np.linspace(bottom, top, points)
     x = np.concatenate([xs, xs, np.full(points, left), np.full(points, right)])
     y = np.concatenate([np.full(points, bottom), np.full(points, top), ys, ys])
-    lon, lat = _to_lonlat(grid.proj4).transform(x, y)
+    lon, lat = lonlat_from(grid.proj4).transform(x, y)
     pad = 0.02 * max(float(lat.max() - lat.min()), 1e-4)
     south, north = max(-90.0, float(lat.min()) - pad), min(90.0, float(lat.max()) + pad)
-    to_grid = _from_lonlat(grid.proj4)
+    to_grid = lonlat_into(grid.proj4)
     # ^ made once: it takes longer to make than to use
     for pole in (90.0, -90.0):
         px, py = to_grid.transform(0.0, pole)
@@ -430,7 +434,7 @@ def region_grid(
     lat_0 = round(math.degrees(math.atan2(middle[2], math.hypot(middle[0], middle[1]))) / step)
     lon_0 = round(math.degrees(math.atan2(middle[1], middle[0])) / step)
     draft = RegionGrid(lat_0 * step, lon_0 * step, resolution_m, shard_px, chunk_px, 0.0, 0.0, 1, 1)
-    to_grid = Transformer.from_crs(4326, draft.proj4, always_xy=True)
+    to_grid = lonlat_into(draft.proj4)
     x, y = to_grid.transform(np.degrees(lon), np.degrees(lat))
     edge = shard_px * resolution_m
     left = math.floor((x.min() - margin_m) / edge)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pyproj import Transformer
 
-from catalog.grid import RegionGrid
+from catalog.grid import RegionGrid, lonlat_from, lonlat_into
 from change_detection import zonal
 
 __all__ = [
@@ -139,7 +138,7 @@ def _on_outline(labels: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
 def to_lonlat(col: Floats, row: Floats, grid: RegionGrid) -> tuple[Floats, Floats]:
     """Longitude and latitude of positions in the region's pixels; (0, 0) is a corner."""
     x, y = grid.transform @ (col, row)
-    lon, lat = Transformer.from_crs(grid.proj4, 4326, always_xy=True).transform(x, y)
+    lon, lat = lonlat_from(grid.proj4).transform(x, y)
     return np.asarray(lon, np.float64), np.asarray(lat, np.float64)
 
 
@@ -148,7 +147,7 @@ def true_north_deg(lon: npt.ArrayLike, lat: npt.ArrayLike, grid: RegionGrid) -> 
 
     Subtract it from a direction on the grid to get a true azimuth.
     """
-    to_grid = Transformer.from_crs(4326, grid.proj4, always_xy=True)
+    to_grid = lonlat_into(grid.proj4)
     step = 1e-4
     lon, lat = np.asarray(lon, np.float64), np.asarray(lat, np.float64)
     x0, y0 = to_grid.transform(lon, lat - step)

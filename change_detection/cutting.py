@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 from affine import Affine
-from pyproj import Transformer
 from rasterio.features import rasterize, shapes
 from scipy.ndimage import distance_transform_edt
 
+from catalog.grid import lonlat_from, lonlat_into
 from change_detection.divides import extend_owners
 from change_detection.flowsheds import FlowshedSettings, divide_by_terrain
 from change_detection.topology import (
@@ -205,7 +205,7 @@ def _frame_around(outline: Any, resolution_m: float) -> Frame:
 
 
 def _to_plane(geometry: Any, proj4: str) -> Any:
-    to_plane = Transformer.from_crs(4326, proj4, always_xy=True)
+    to_plane = lonlat_into(proj4)
     return shapely.transform(geometry, to_plane.transform, interleaved=False)
 
 
@@ -232,7 +232,7 @@ def _cut(outline: Any, labels: Labels, frame: Frame) -> list[tuple[int, Any]]:
     ]
     cells = np.array([shape for _, shape in traced], dtype=object)
     smooth = shapely.coverage_simplify(cells, _STAIRS * frame.resolution_m, simplify_boundary=False)
-    to_degrees = Transformer.from_crs(frame.proj4, 4326, always_xy=True)
+    to_degrees = lonlat_from(frame.proj4)
     smooth = shapely.transform(smooth, to_degrees.transform, interleaved=False)
     parts, owner = shapely.get_parts(
         polygons_only(shapely.intersection(smooth, outline)), return_index=True

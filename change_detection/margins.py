@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
-from pyproj import Geod, Transformer
+from pyproj import Geod
+
+from catalog.grid import lonlat_from
 
 __all__ = ["Margins", "trace_margins"]
 
@@ -86,7 +88,7 @@ def trace_margins(ice: Mapping[str, shapely.Geometry], proj4: str) -> Margins:
     piece, edge = edges.query(middle, "dwithin", _DIVIDE_M)
     free = np.ones(len(middle), dtype=bool)
     free[piece[glacier[piece] != edge_glacier[edge]]] = False
-    to_lonlat = Transformer.from_crs(proj4, 4326, always_xy=True)
+    to_lonlat = lonlat_from(proj4)
     lonlat = (*to_lonlat.transform(*starts.T), *to_lonlat.transform(*ends.T))
     length = np.asarray(_GEOD.inv(*lonlat)[2], dtype=np.float64)
     return Margins(names, middle, length, glacier, free, edges, edge_glacier)

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
-from pyproj import Transformer
 from rasterio.features import shapes
 
-from catalog.grid import RegionGrid
+from catalog.grid import RegionGrid, lonlat_from
 
 __all__ = ["trace_polygons"]
 
@@ -60,7 +59,7 @@ def _to_lonlat(
     kind, corners, (rings, parts) = shapely.to_ragged_array(polygons)
     corners, rings = _every_corner(corners.astype(np.int64), rings)
     x, y = grid.transform @ (corners[:, 0] + col0, corners[:, 1] + row0)
-    lon, lat = Transformer.from_crs(grid.proj4, 4326, always_xy=True).transform(x, y)
+    lon, lat = lonlat_from(grid.proj4).transform(x, y)
     lonlat = shapely.from_ragged_array(kind, np.column_stack([lon, lat]), (rings, parts))
     return np.asarray(shapely.orient_polygons(lonlat))
 

@@ -8,19 +8,18 @@ equal-area projection, as in RGI 7.0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import shapely
-from pyproj import Transformer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from catalog.errors import DataError
 from catalog.glaciers import polygons_of
+from catalog.grid import lonlat_into
 from change_detection.attributes import utm_zone
 
 __all__ = [
@@ -54,17 +53,12 @@ _BATCH = 20_000
 # ^ pairs whose intersections are in memory together
 
 
-@lru_cache(maxsize=64)
-def _from_lonlat(crs: str) -> Transformer:
-    return Transformer.from_crs(4326, crs, always_xy=True)
-
-
 def areas_km2(geometries: Geometries) -> Floats:
     """Areas of geometries in EPSG:4326, km2, in the cylindrical equal-area projection of RGI 7.0.
 
     Edges are straight in longitude and latitude, as those of the outlines are.
     """
-    plane = shapely.transform(geometries, _from_lonlat(_EQUAL_AREA).transform, interleaved=False)
+    plane = shapely.transform(geometries, lonlat_into(_EQUAL_AREA).transform, interleaved=False)
     return np.asarray(shapely.area(plane), np.float64) / 1e6
 
 
@@ -94,7 +88,7 @@ def utm_lengths_m(lines: Geometries, zones: npt.ArrayLike | None = None) -> Floa
     for zone in np.unique(zones):
         if 1 <= zone <= 60:
             here = zones == zone
-            to_utm = _from_lonlat(f"EPSG:{32600 + zone}")
+            to_utm = lonlat_into(f"EPSG:{32600 + zone}")
             plane = shapely.transform(lines[here], to_utm.transform, interleaved=False)
             lengths[here] = shapely.length(plane)
     return lengths

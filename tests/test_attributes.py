@@ -92,11 +92,16 @@ def test_a_flat_glacier_has_no_aspect():
     assert aspect_sector(found.aspect_grid_deg[0]) == 9
 
 
-def test_the_lowest_pixel_is_found_once_and_the_same_way():
+def test_the_lowest_pixel_of_the_outline_is_found_once_and_the_same_way():
+    zone = np.zeros((40, 40), np.int32)
+    zone[5:35, 5:35] = 1
     elevation = np.full((40, 40), 100.0, np.float32)
-    elevation[[7, 20], [9, 3]] = 50.0
-    found = topography(ONE, 1, elevation=elevation, resolution_m=10.0)
-    assert found.lowest[0] == 7 * 40 + 9
+    elevation[[5, 20], [9, 5]] = 50.0
+    elevation[20, 20] = 10.0
+    # ^ a pit in the middle is the lowest place, but no terminus
+    found = topography(zone, 1, elevation=elevation, resolution_m=10.0)
+    assert found.lowest[0] == 5 * 40 + 9
+    assert found.zmin_m[0] == 10.0
 
 
 @pytest.mark.parametrize(

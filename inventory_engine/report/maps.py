@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
-from pyproj import Geod, Transformer
+from pyproj import Geod
 
-from catalog.grid import RegionGrid
+from catalog.grid import RegionGrid, lonlat_from, lonlat_into
 from inventory_engine.report.rasters import View
 from inventory_engine.report.style import DEBRIS, INK, MUTED, PAGE_WIDTH_IN, new_figure
 
@@ -279,7 +279,7 @@ def _path(polygon: shapely.Polygon) -> Path:
 
 def _degrees(axes: Axes, view: View) -> None:
     """Tick longitudes along the lower edge and latitudes along the left one."""
-    to_lonlat = Transformer.from_crs(view.grid.proj4, 4326, always_xy=True)
+    to_lonlat = lonlat_from(view.grid.proj4)
     left, right, bottom, top = view.extent
     xs, ys = np.linspace(left, right, 513), np.linspace(bottom, top, 513)
     lon, _ = to_lonlat.transform(xs, np.full_like(xs, bottom))
@@ -321,7 +321,7 @@ def _degree_label(value: float, letters: tuple[str, str]) -> str:
 
 
 def _lonlat(view: View, x: float, y: float) -> tuple[float, float]:
-    lon, lat = Transformer.from_crs(view.grid.proj4, 4326, always_xy=True).transform(x, y)
+    lon, lat = lonlat_from(view.grid.proj4).transform(x, y)
     return float(lon), float(lat)
 
 
@@ -375,8 +375,8 @@ def _metres_a_point(axes: Axes, view: View) -> float:
 
 def true_north(grid: RegionGrid, x: float, y: float) -> float:
     """Direction of true north at a place of the grid, radians counter-clockwise from grid east."""
-    lon, lat = Transformer.from_crs(grid.proj4, 4326, always_xy=True).transform(x, y)
-    ahead = Transformer.from_crs(4326, grid.proj4, always_xy=True)
+    lon, lat = lonlat_from(grid.proj4).transform(x, y)
+    ahead = lonlat_into(grid.proj4)
     nx, ny = ahead.transform(lon, min(lat + 0.001, 90.0))
     return math.atan2(ny - y, nx - x)
 
