@@ -79,7 +79,7 @@ class Recipe:
 
     folds: int = 5
     seeds: int = 3
-    steps: int = 600
+    steps: int = 1100
     batch: int = 4
     window_px: int = 192
     learning_rate: float = 3e-3

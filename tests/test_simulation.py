@@ -442,8 +442,10 @@ def test_the_shipped_card_names_the_regions_the_members_saw_and_none_is_the_demo
     demo, ensemble = demo_spec(), load_ensemble()
     seen = {(r.name, r.seed) for r in ensemble.regions}
     measured = {(r["name"], r["seed"]) for r in ensemble.card["calibration_regions"]}
-    assert seen <= {(spec.name, spec.seed) for spec in training_specs()}
-    assert measured <= {(spec.name, spec.seed) for spec in calibration_specs()}
+    shapes = terrain_specs([TerrainShape("", 0.0, 0.0)] * 3)
+    # ^ real mountains, whose files the project does not hold
+    assert seen == {(spec.name, spec.seed) for spec in (*training_specs(), *shapes)}
+    assert measured == {(spec.name, spec.seed) for spec in calibration_specs()}
     assert not seen & measured
     assert demo.seed not in {seed for _, seed in seen | measured}
     for region in ensemble.regions:
@@ -488,7 +490,7 @@ def test_no_band_ratio_maps_the_demonstration(tmp_path: Path) -> None:
         assert best <= 0.70
         assert 0.25 <= debris <= 0.45
     assert 0.15 <= areas[0] <= 0.30
-    assert 0.72 <= areas[-1] / areas[0] <= 0.82
+    assert 0.78 <= areas[-1] / areas[0] <= 0.88
 
 
 def _median(items: list[dict], spec: RegionSpec, year: int, key: str) -> np.ndarray:

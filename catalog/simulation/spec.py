@@ -241,14 +241,14 @@ def demo_spec() -> RegionSpec:
     return RegionSpec(
         name="DEMO",
         seed=20161,
-        style="plain",
+        style="alpine",
         lon=-28.24,
         lat=46.55,
         size_km=20.0,
         seasons=(
             SeasonSpec("2016", 2016, 0.0, 4, 0.15, 0.22),
-            SeasonSpec("2020", 2020, 40.0, 4, 0.2, 0.22),
-            SeasonSpec("2024", 2024, 86.0, 4, 0.15, 0.22),
+            SeasonSpec("2020", 2020, 30.0, 4, 0.2, 0.22),
+            SeasonSpec("2024", 2024, 65.0, 4, 0.15, 0.22),
         ),
     )
 
