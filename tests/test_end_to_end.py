@@ -23,11 +23,12 @@ from inventory_engine.receipts import Ledger
 from inventory_engine.scoring import score_season
 from inventory_engine.settings_file import load_settings
 from inventory_engine.stages import STAGES as ALL_STAGES
+from inventory_engine.validation import validate_files
 
 pytestmark = pytest.mark.slow
 
-STAGES = {stage.name for stage in ALL_STAGES} - {"layers", "scenes"}
-# ^ nobody asks for layers, or for the best scene of each glacier
+STAGES = {stage.name for stage in ALL_STAGES} - {"layers", "scenes", "trend"}
+# ^ nobody asks for layers, or for the best scene of each glacier; two seasons have no trend
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,34 @@ def test_change_is_the_difference_of_the_accounts(mapped: Path):
     known = told.notna()
     assert known.any()
     assert np.allclose(told[known], expected[told[known].index], atol=1e-9)
+
+
+def test_the_package_of_each_season_keeps_every_rule(mapped: Path):
+    for season in ("2018", "2024"):
+        folder = mapped / "work" / "inventory" / season / "package"
+        stems = {letter: f"SMALL{season}-v1-{letter}-00" for letter in "GCI"}
+        files = {letter: folder / stem / stem for letter, stem in stems.items()}
+        findings, count = validate_files(
+            Path(f"{files['G']}.shp"),
+            profile="derived",
+            complexes=Path(f"{files['C']}.shp"),
+            intersects=Path(f"{files['I']}.shp"),
+            hypsometry=Path(f"{files['G']}-hypsometry.csv"),
+            links=(
+                Path(f"{files['C']}-CtoG_links.json"),
+                Path(f"{files['G']}-reference_links.csv"),
+            ),
+        )
+        assert count > 0
+        assert [f.line for f in findings] == []
+
+
+def test_pixels_tell_what_the_change_of_areas_is_made_of(mapped: Path):
+    table = pd.read_parquet(mapped / "work" / "change" / "2018_2024" / "glaciers.parquet")
+    known = table[table["area_change_km2"].notna()]
+    net = known["area_gained_km2"] - known["area_lost_km2"]
+    assert known["area_lost_km2"].sum() > 0
+    assert np.allclose(net, known["area_change_km2"], atol=0.02 * known["area_from_km2"].max())
 
 
 def test_the_report_is_one_file_that_loads_nothing(mapped: Path):

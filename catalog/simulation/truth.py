@@ -126,8 +126,8 @@ def _attributes(
     )
     return {
         "rgi_id": f"{spec.name}-v1-G-00-{number:05d}",
-        "o1region": "00",
-        "o2region": "00-01",
+        "o1region": "",
+        "o2region": "",
         "glims_id": code,
         "anlys_id": number,
         "subm_id": 1,
