@@ -32,11 +32,11 @@ from change_detection.uncertainty import (
     unseen_sigma_km2,
 )
 
-__all__ = ["CHANGE_SCHEMA", "DOUBTFUL", "change_between", "parquet_bytes"]
+__all__ = ["CHANGE_SCHEMA", "DOUBTFUL", "MIN_YEARS", "change_between", "parquet_bytes"]
 
 _DAYS_A_YEAR = 365.2425
-_MIN_YEARS = 0.9
-# ^ shorter intervals compare different times of the year more than different years
+MIN_YEARS = 0.9
+"""Shorter intervals compare different times of the year more than different years."""
 DOUBTFUL = frozenset({"low-observation", "out-of-season", "undated"})
 """Flags of an account that forbid a statement about change."""
 _SUMMED = (
@@ -314,7 +314,7 @@ def _flags(
     rows = []
     for before, after, span, one in zip(old["flags"], new["flags"], years, same, strict=True):
         found = {*before, *after}
-        if span < _MIN_YEARS and not one:
+        if span < MIN_YEARS and not one:
             found.add("short-interval")
         rows.append(sorted(found))
     return rows

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from catalog.cube import Outcome, Workspace
 from catalog.errors import StoreError
-from change_detection.change import DOUBTFUL
+from change_detection.change import DOUBTFUL, MIN_YEARS
+from change_detection.epochs import decimal_years
 from change_detection.files import put_files
 from change_detection.trends import trend_of
 from change_detection.uncertainty import AreaCalibration, area_sigma_km2
@@ -75,6 +76,11 @@ def series_between(
         np.where(usable, np.array([t[name].to_numpy(np.float64) for t in tables]), np.nan)
         for name in ("area_km2", "day")
     )
+    years = decimal_years(day)
+    known = np.isfinite(years)
+    span = np.where(known, years, -np.inf).max(axis=0) - np.where(known, years, np.inf).min(axis=0)
+    area[:, ~(span >= MIN_YEARS)] = np.nan
+    # ^ seasons of one year tell of the time of the year
     sigma = np.array(
         [
             area_sigma_km2(

@@ -251,6 +251,11 @@ inventory:
   growth_m: 150                     # how far ice may be found beyond the reference outline
   min_area_km2: 0.01
 
+publication:                        # who stands behind it; told in the RGI-7 package
+  affiliation: ""
+  submitters: ""
+  analysts: ""
+
 workspace: my-region                # a folder, or s3://bucket/prefix
 
 compute:

@@ -110,7 +110,7 @@ def test_the_package_of_each_season_keeps_every_rule(mapped: Path):
             Path(f"{files['G']}.shp"),
             profile="derived",
             complexes=Path(f"{files['C']}.shp"),
-            intersects=Path(f"{files['I']}.shp"),
+            intersects=Path(f"{files['I']}.shp") if files["I"].parent.is_dir() else None,
             hypsometry=Path(f"{files['G']}-hypsometry.csv"),
             links=(
                 Path(f"{files['C']}-CtoG_links.json"),
@@ -122,11 +122,20 @@ def test_the_package_of_each_season_keeps_every_rule(mapped: Path):
 
 
 def test_pixels_tell_what_the_change_of_areas_is_made_of(mapped: Path):
-    table = pd.read_parquet(mapped / "work" / "change" / "2018_2024" / "glaciers.parquet")
-    known = table[table["area_change_km2"].notna()]
-    net = known["area_gained_km2"] - known["area_lost_km2"]
-    assert known["area_lost_km2"].sum() > 0
-    assert np.allclose(net, known["area_change_km2"], atol=0.02 * known["area_from_km2"].max())
+    folder = mapped / "work"
+    table = pd.read_parquet(folder / "change" / "2018_2024" / "glaciers.parquet")
+    table = table.set_index("glacier_id")
+    unseen = sum(
+        pd.read_parquet(folder / "inventory" / s / "accounts.parquet")
+        .set_index("ref_id")["area_unseen_km2"]
+        .reindex(table.index)
+        for s in ("2018", "2024")
+    )
+    whole = table[table["area_change_km2"].notna() & (unseen == 0) & (table["flags"] == "")]
+    net = whole["area_gained_km2"] - whole["area_lost_km2"]
+    assert table["area_lost_km2"].sum() > 0
+    assert np.allclose(net, whole["area_change_km2"], atol=0.004)
+    # ^ two pixels of 40 m: ice beyond an outline that was not seen at one of the dates
 
 
 def test_the_report_is_one_file_that_loads_nothing(mapped: Path):
