@@ -294,16 +294,12 @@ def _with_new_ice(
     tree = shapely.STRtree(parts)
     for patch in beyond:
         near = np.sort(tree.query(patch, predicate="intersects"))
-        borders = shared_lines(
-            np.concatenate([[patch], parts[near]]),
-            np.zeros(len(near), dtype=np.intp),
-            np.arange(1, len(near) + 1, dtype=np.intp),
-        )
-        hosts = near[~shapely.is_empty(borders)]
+        borders = _borders_with(patch, parts[near])
+        hosts = near[borders > 0]
         if not len(hosts):
             lonely.append(patch)
         elif len(np.unique(owner[hosts])) == 1:
-            joined.setdefault(int(hosts[np.argmax(shapely.length(borders))]), []).append(patch)
+            joined.setdefault(int(near[np.argmax(borders)]), []).append(patch)
         else:
             for host, piece in _shared_out(patch, hosts, parts, elevation):
                 joined.setdefault(host, []).append(piece)
@@ -315,6 +311,13 @@ def _with_new_ice(
     return pieces, lonely
 
 
+def _borders_with(patch: Any, others: Geometries) -> npt.NDArray[np.float64]:
+    """Length of the border of a patch with each of some pieces, degrees; 0 where there is none."""
+    second = np.arange(1, len(others) + 1, dtype=np.intp)
+    lines = shared_lines(np.concatenate([[patch], others]), np.zeros_like(second), second)
+    return np.asarray(shapely.length(lines), dtype=np.float64)
+
+
 def _shared_out(
     patch: Any, hosts: npt.NDArray[np.intp], parts: Geometries, elevation: ReadElevation | None
 ) -> list[tuple[int, Any]]:
@@ -323,12 +326,7 @@ def _shared_out(
     burnt = _burnt([(parts[k], n + 1) for n, k in enumerate(hosts)], frame)
     if len(np.unique(burnt[burnt > 0])) < 2:
         # A patch too small for cells goes to the glacier with which it shares most.
-        borders = shared_lines(
-            np.concatenate([[patch], parts[hosts]]),
-            np.zeros(len(hosts), dtype=np.intp),
-            np.arange(1, len(hosts) + 1, dtype=np.intp),
-        )
-        return [(int(hosts[np.argmax(shapely.length(borders))]), patch)]
+        return [(int(hosts[np.argmax(_borders_with(patch, parts[hosts]))]), patch)]
     owners = extend_owners(
         burnt,
         resolution_m=frame.resolution_m,

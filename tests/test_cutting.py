@@ -165,6 +165,16 @@ def test_new_ice_goes_to_the_glacier_that_it_touches():
     assert found["origin"].tolist() == ["reference", "reference"]
 
 
+def test_a_glacier_met_in_a_point_alone_does_not_take_part():
+    hook = shapely.box(-0.02, 0.01, -0.01, 0.03) | shapely.box(-0.02, 0.02, 0.01, 0.03)
+    tongue, patch = shapely.box(0.0, 0.0, 0.01, 0.02), shapely.box(-0.01, 0.0, 0.0, 0.01)
+    # ^ the patch has a side in common with the tongue, and a corner with the hook
+    reference = frame(hook, tongue, ref_id=["A", "L"])
+    ice = shapely.union_all([hook, tongue, patch])
+    found = cut_by_reference(frame(ice), reference).set_index("glacier_id").geometry
+    assert found["A"].equals(hook) and found["L"].equals(tongue | patch)
+
+
 def test_new_ice_between_two_glaciers_is_divided():
     ice = shapely.box(0.0, 0.0, 0.02, 0.03)
     found = cut_by_reference(frame(ice), REFERENCE).set_index("glacier_id")
