@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from catalog.cube import Outcome, Workspace
 from catalog.errors import StoreError
 from change_detection.attributes import iso_day
-from change_detection.differences import DIFFERENCE_SCHEMA
+from change_detection.differences import AREA_COLUMNS, DIFFERENCE_SCHEMA, END_COLUMNS
 from change_detection.events import map_events
 from change_detection.files import put_files
 from change_detection.hypsometry import BIN_M
@@ -39,17 +39,6 @@ MIN_YEARS = 0.9
 """Shorter intervals compare different times of the year more than different years."""
 DOUBTFUL = frozenset({"low-observation", "out-of-season", "undated"})
 """Flags of an account that forbid a statement about change."""
-_SUMMED = (
-    "area_gained_km2",
-    "area_lost_km2",
-    "area_to_water_km2",
-    "area_to_debris_km2",
-    "area_to_clean_km2",
-)
-_TERMINUS = (
-    *("terminus_from_m", "terminus_to_m", "terminus_change_m"),
-    *("front_width_m", "front_change_m"),
-)
 
 _NUMBERS = (
     "area_from_km2",
@@ -65,8 +54,8 @@ _NUMBERS = (
     "area_debris_from_km2",
     "area_debris_to_km2",
     "zmed_m",
-    *_SUMMED,
-    *_TERMINUS,
+    *AREA_COLUMNS,
+    *END_COLUMNS,
 )
 
 CHANGE_SCHEMA = pa.schema(
@@ -291,7 +280,7 @@ def _table(
         "zmed_m": old["zmed_m"].fillna(new["zmed_m"]).to_numpy(),
         **{
             name: np.where(comparable, pixels[name].to_numpy(np.float64), np.nan)
-            for name in (*_SUMMED, *_TERMINUS)
+            for name in (*AREA_COLUMNS, *END_COLUMNS)
         },
         "event": first.reindex(old.index).fillna("").to_numpy(),
         "flags": [";".join(row) for row in flags],
@@ -366,7 +355,7 @@ def _summary(
         "area_reference_compared_km2": float(reference.to_numpy()[comparable].sum()),
         "area_debris_from_km2": _total(compared["area_debris_from_km2"]),
         "area_debris_to_km2": _total(compared["area_debris_to_km2"]),
-        **{name: _total(compared[name]) for name in _SUMMED},
+        **{name: _total(compared[name]) for name in AREA_COLUMNS},
         "mean_interval_years": years,
         "rate_km2_per_year": rate,
         "rate_sigma_km2_per_year": rate_sigma,

@@ -26,26 +26,35 @@ from change_detection.fronts import WATER_TERMINATING, front_change_m
 from change_detection.hypsometry import band_counts
 from change_detection.scene import Scene, read_elevation, read_scene
 
-__all__ = ["DIFFERENCE_SCHEMA", "difference_rows", "trace_differences"]
+__all__ = [
+    "AREA_COLUMNS",
+    "DIFFERENCE_SCHEMA",
+    "END_COLUMNS",
+    "difference_rows",
+    "trace_differences",
+]
 
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int32]
 
 _CONTACT_EDGES = 2
 # ^ one pixel edge is where two outlines meet in a corner
-_AREAS = (
+AREA_COLUMNS = (
     "area_gained_km2",
     "area_lost_km2",
     "area_to_water_km2",
     "area_to_debris_km2",
     "area_to_clean_km2",
 )
+"""Areas of what differs, which may be summed."""
 _TERMINUS = ("terminus_from_m", "terminus_to_m", "terminus_change_m")
 _FRONT = ("front_width_m", "front_change_m")
+END_COLUMNS = (*_TERMINUS, *_FRONT)
+"""Where a glacier ends, and how far that moved."""
 
 DIFFERENCE_SCHEMA = pa.schema(
     [("ref_id", pa.string())]
-    + [(name, pa.float64()) for name in (*_AREAS, *_TERMINUS, *_FRONT)]
+    + [(name, pa.float64()) for name in (*AREA_COLUMNS, *END_COLUMNS)]
     + [("neighbours_from", pa.list_(pa.string())), ("neighbours_to", pa.list_(pa.string()))]
     + [("band_first", pa.int64())]
     + [(name, pa.list_(pa.float64())) for name in ("band_from_km2", "band_to_km2")]
@@ -253,7 +262,7 @@ def _terminus(
     resolution_m: float,
 ) -> dict[str, float | None]:
     """Lowest ice and advance of a glacier's largest piece; nothing where its end was not seen."""
-    found: dict[str, float | None] = dict.fromkeys((*_TERMINUS, *_FRONT))
+    found: dict[str, float | None] = dict.fromkeys(END_COLUMNS)
     if elevation is None or window is None:
         return found
     height, seen = elevation[window], both[window]

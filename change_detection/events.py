@@ -121,7 +121,7 @@ def _of_pieces(before: Any, after: Any) -> dict[str, str]:
 
 def _of_pixels(row: Any, *, years: float) -> dict[str, str]:
     found = {}
-    if row["neighbours_to"] is not None and isinstance(row["neighbours_to"], (list, np.ndarray)):
+    if isinstance(row["neighbours_to"], (list, np.ndarray)):
         joined = sorted(set(row["neighbours_to"]) - set(row["neighbours_from"]))
         if joined:
             found["merged"] = f"touches {', '.join(joined)}, from which it was apart"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.cube import LAYERS
 from catalog.looks import SceneIndex
@@ -28,6 +28,9 @@ from inventory_engine.units import (
     shard_unit,
 )
 from inventory_engine.work import MapTaskMaker, Task, TaskMaker, pack_frame
+
+if TYPE_CHECKING:
+    from change_detection.divides import GlacierBatch
 
 __all__ = [
     "STAGES",
@@ -189,12 +192,13 @@ def _difference_units(c: Context) -> list[Unit]:
 def difference_units(c: Context, first: str, last: str) -> list[Unit]:
     """Describe the comparison of two seasons' pixels, batch by batch.
 
-    None where the pixels of the coarser season are no whole number of those of the finer one.
+    Nothing where the pixels of the coarser season are no whole number of those of the finer one.
     """
     settings = c.region.settings
     own = [settings.multiple(season) for season in (first, last)]
     coarse = max(own)
-    if any(coarse % multiple for multiple in own):
+    batches = _compared_batches(c, first, last)
+    if not batches:
         return []
     grid = c.region.grid.coarsened(coarse)
     by_id = c.region.reference.frame.set_index("ref_id", drop=False)
@@ -204,7 +208,7 @@ def difference_units(c: Context, first: str, last: str) -> list[Unit]:
     for season, place in zip((first, last), places, strict=True):
         made |= outputs_of(c, season_keys(c, season, place.shards, stages=stages))
     units = []
-    for batch in c.region.batches[coarse]:
+    for batch in batches:
         frame = pack_frame(by_id.loc[list(batch.ref_ids)])
         keys: tuple[str, ...] = ()
         for season, place, multiple in zip((first, last), places, own, strict=True):
@@ -246,6 +250,13 @@ def difference_units(c: Context, first: str, last: str) -> list[Unit]:
     return units
 
 
+def _compared_batches(c: Context, first: str, last: str) -> tuple[GlacierBatch, ...]:
+    """Batches on the coarser pixels of two seasons; none where the finer ones do not fill them."""
+    own = [c.region.settings.multiple(season) for season in (first, last)]
+    coarse = max(own)
+    return () if any(coarse % multiple for multiple in own) else c.region.batches[coarse]
+
+
 def _change_units(c: Context) -> list[Unit]:
     units = (change_unit(c, first, last) for first, last in c.region.settings.pairs)
     return [unit for unit in units if unit is not None]
@@ -257,11 +268,8 @@ def change_unit(c: Context, first: str, last: str) -> Unit | None:
     if any((r := c.ledger.read(*key.split("/"))) and r.failed for key in keys):
         return None
     pair = f"{first}_{last}"
-    settings = c.region.settings
-    multiples = {settings.multiple(season) for season in (first, last)}
-    coarse = max(multiples)
-    compared = not any(coarse % multiple for multiple in multiples)
-    batches = [batch.id for batch in c.region.batches[coarse]] if compared else []
+    multiples = {c.region.settings.multiple(season) for season in (first, last)}
+    batches = [batch.id for batch in _compared_batches(c, first, last)]
     return _region_unit(
         c,
         "change",

@@ -35,6 +35,7 @@ from inventory_engine.logs import redact
 from inventory_engine.receipts import Ledger, Receipt
 
 if TYPE_CHECKING:
+    from change_detection.divides import GlacierBatch
     from model_serving.ensemble import Ensemble
     from model_serving.runtimes import Runtime
 
@@ -331,18 +332,22 @@ def unpack_frame(text: str) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame(frame, geometry=shapes, crs=4326)
 
 
-def _outlines(ledger: Ledger, job: Job) -> Outcome:
+def _batch(job: Job) -> GlacierBatch:
     from change_detection.divides import GlacierBatch
+
+    values = job["payload"]["batch"]
+    return GlacierBatch(**values | {"ref_ids": tuple(values["ref_ids"])})
+
+
+def _outlines(ledger: Ledger, job: Job) -> Outcome:
     from change_detection.outlines import trace_batch
 
     payload = job["payload"]
-    batch = dict(payload["batch"])
-    batch["ref_ids"] = tuple(batch["ref_ids"])
     start, end = job["interval"]
     return trace_batch(
         ledger.workspace,
         job["season"],
-        GlacierBatch(**batch),
+        _batch(job),
         frame=unpack_frame(payload["frame"]),
         grid=_grid(ledger, job),
         growth_m=payload["growth_m"],
@@ -355,17 +360,14 @@ def _outlines(ledger: Ledger, job: Job) -> Outcome:
 
 def _differences(ledger: Ledger, job: Job) -> Outcome:
     from change_detection.differences import trace_differences
-    from change_detection.divides import GlacierBatch
 
     payload = job["payload"]
-    batch = dict(payload["batch"])
-    batch["ref_ids"] = tuple(batch["ref_ids"])
     first, last = payload["seasons"]
     old, new = payload["multiples"]
     return trace_differences(
         ledger.workspace,
         (first, last),
-        GlacierBatch(**batch),
+        _batch(job),
         frame=unpack_frame(payload["frame"]),
         grid=_grid(ledger, job),
         multiples=(old, new),
